@@ -13,6 +13,7 @@ from hypothesis import settings
 
 from helpers import save_model
 from hub_server import TOKEN, HubServer
+from multimodal_models import REQUIRES
 
 os.environ.pop("COLUMNS", None)  # set by the terminal of xdist; tests have no terminal
 # A shell makes background programs ignore SIGINT, and children inherit that; some tests interrupt children.
@@ -39,6 +40,8 @@ def saved(tmp_path_factory):
 
     @cache
     def save(case="Llama-untied", **changes):
+        if case in REQUIRES:
+            pytest.importorskip(REQUIRES[case], exc_type=ImportError)
         return save_model(tmp_path_factory.mktemp(case) / "narrow", case, **changes)
 
     return save

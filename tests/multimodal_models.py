@@ -167,6 +167,39 @@ MULTIMODAL: dict[str, tuple[str, str, dict[str, Any]]] = {
             },
         },
     ),
+    "Gemma3n-images": (
+        "Gemma3nForConditionalGeneration",
+        "Gemma3nConfig",
+        {
+            "text_config": {
+                **TEXT,
+                "num_hidden_layers": 4,
+                "layer_types": ["sliding_attention", "full_attention"] * 2,
+                "sliding_window": 6,
+                "num_kv_shared_layers": 2,
+                "laurel_rank": 5,
+                "hidden_size_per_layer_input": 6,
+                "vocab_size_per_layer_input": 42,
+            },
+            "vision_config": {"architecture": "test_resnet", "hidden_size": 96, "vocab_size": 4, "vocab_offset": 42},
+            "audio_config": {
+                "hidden_size": 16,
+                "vocab_size": 4,
+                "vocab_offset": 46,
+                "input_feat_size": 16,
+                "conf_num_attention_heads": 2,
+                "conf_num_hidden_layers": 1,
+                "sscp_conv_channel_size": [8, 4],
+            },
+            "vision_soft_tokens_per_image": 25,
+            "image_token_id": 41,
+            "audio_token_id": 40,
+            "boi_token_id": 39,
+            "eoi_token_id": 38,
+            "boa_token_id": 37,
+            "eoa_token_id": 36,
+        },
+    ),
     "Glm4v-images": (
         "Glm4vForConditionalGeneration",
         "Glm4vConfig",
@@ -357,3 +390,6 @@ MULTIMODAL: dict[str, tuple[str, str, dict[str, Any]]] = {
         },
     ),
 }
+
+# Packages that a case needs beside transformers.
+REQUIRES = {"Gemma3n-images": "timm"}

@@ -234,6 +234,11 @@ def _token(config: Any, name: str) -> int | None:
 
 
 def _images(config: Any, generator: torch.Generator) -> tuple[Tensor, str]:
+    if hasattr(config, "architecture"):  # a tower of timm, whose config does not state its images
+        from timm.models import get_pretrained_cfg_value
+
+        shape: Any = get_pretrained_cfg_value(config.architecture, "input_size")
+        return _random_images(shape, generator)
     size = _pair(getattr(config, "image_size", None) or _IMAGE)
     return _random_images((config.num_channels, *size), generator)
 
