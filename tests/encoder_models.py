@@ -130,5 +130,34 @@ ENCODERS: dict[str, tuple[str, str, dict[str, Any]]] = {
         {"hidden_size": 48, "num_hidden_layers": 2, "num_attention_heads": 4, "image_size": 32, "patch_size": 8},
     ),
     "IJepa": ("IJepaForImageClassification", "IJepaConfig", VIT),
+    **{
+        f"{name}-tied": (f"{name}ForMaskedLM", f"{name}Config", {**ENCODER, **more})
+        for name, more in (
+            ("Gte", {}),
+            ("NomicBert", {}),
+            ("JinaEmbeddingsV3", {}),
+            ("EuroBert", {"num_key_value_heads": 2, "tie_word_embeddings": True}),
+            ("Albert", {"embedding_size": 16}),
+            ("Deberta", {"relative_attention": True, "pos_att_type": ["c2p", "p2c"]}),
+            ("Esm", {"position_embedding_type": "rotary"}),
+        )
+    },
+    "Ultrabert-untied": ("UltrabertForMaskedLM", "UltrabertConfig", {**ENCODER, "prediction_head_size": 24}),
+    "Ultrabert-tied": (
+        "UltrabertForMaskedLM",
+        "UltrabertConfig",
+        {**ENCODER, "prediction_head_size": 24, "tie_word_embeddings": True},
+    ),
+    "Albert-pretraining": ("AlbertForPreTraining", "AlbertConfig", {**ENCODER, "embedding_size": 16}),
+    "Esm-absolute": ("EsmForMaskedLM", "EsmConfig", {**ENCODER, "emb_layer_norm_before": True}),
+    "Esmc-untied": ("EsmcForMaskedLM", "EsmcConfig", ENCODER),
     "BertGeneration": ("BertGenerationDecoder", "BertGenerationConfig", {**ENCODER, "is_decoder": True}),
 }
+
+# Cases that only the slow suite tries.
+RARE = frozenset(
+    {
+        *("NomicBert-tied", "JinaEmbeddingsV3-tied", "EuroBert-tied", "Deberta-tied", "Esm-tied", "Ultrabert-tied"),
+        *("Ultrabert-untied", "Albert-pretraining", "Esm-absolute", "Esmc-untied"),
+    }
+)
