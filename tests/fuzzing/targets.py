@@ -27,9 +27,9 @@ from mupscale_cli.architecture.loading import load_recipe, recipe_files
 from mupscale_cli.checkpoints.containers.nested import check_structure, walk
 from mupscale_cli.checkpoints.containers.places import place_name
 from mupscale_cli.checkpoints.containers.torch_file import blank_tensor
-from mupscale_cli.checkpoints.header import parse_header
+from mupscale_cli.checkpoints.header import StoredTensor, parse_header
 from mupscale_cli.checkpoints.json_files import read_json
-from mupscale_cli.checkpoints.reading import open_checkpoint
+from mupscale_cli.checkpoints.reading import Checkpoint, open_checkpoint
 from mupscale_cli.cli.render import record_text
 from mupscale_cli.dtypes import DTYPES, TensorSpec, dtype_of
 from mupscale_cli.errors import MupscaleError
@@ -310,21 +310,13 @@ def config(data: bytes) -> None:
     case = list(MODELS)[choices.below(len(MODELS))]
     with folder_of(config__json=document_bytes(choices.rest, MODELS[case]["config"])) as path:
         value = read_json(path / "config.json")
-    checkpoint = _FakeCheckpoint(value, specs_of(case))
-    chosen = choose_recipe(checkpoint)  # type: ignore[arg-type]
+    tensors = {spec.name: StoredTensor(spec, Path("x"), 0) for spec in specs_of(case)}
+    checkpoint = Checkpoint(Path("x"), True, (Path("x"),), tensors, value, {})
+    chosen = choose_recipe(checkpoint)
     with contextlib.suppress(MupscaleError):
         names_by_order(value, [({}, [0, 1])], {})
     planned = make_plan(chosen, checkpoint.specs, value, Request(2))
     json.dumps(planned.config)
-
-
-class _FakeCheckpoint:
-    """The attributes of a checkpoint that choosing a recipe uses."""
-
-    def __init__(self, config: dict[str, Any], specs: tuple[TensorSpec, ...]) -> None:
-        self.config, self.specs, self.display_name = config, specs, "x"
-        self.trained = None
-        self.tensors = {spec.name: spec for spec in specs}
 
 
 def record(data: bytes) -> None:
