@@ -17,6 +17,7 @@ from mupscale_cli.architecture.types import (
     NORMS,
     ORDERS,
     ROTARY,
+    SINUSOIDAL,
     TIES,
     AxisRule,
     Choice,
@@ -180,7 +181,7 @@ def _axis(key: Text, node: Node) -> AxisRule:
         _eps(words.get("eps")),
         _one_of(ROTARY, words.get("rotary"), "order of rotary positions"),
         _one_of(NORMS, words.get("norm"), "norm"),
-        _flag(words.get("sinusoidal")),
+        _one_of(SINUSOIDAL, words.get("sinusoidal"), "order of sinusoids"),
         _one_of(ORDERS, words.get("order"), "order of copies") or "interleaved",  # type: ignore[arg-type]
     )
     if rule.is_spread and rule.order == "tiled":

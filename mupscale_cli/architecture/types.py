@@ -18,7 +18,8 @@ from mupscale_cli.architecture.units import Template, units_in
 
 T = TypeVar("T")
 TIES = ("fold", "config", "untie")
-ROTARY = ("halves", "pairs", "none")
+SINUSOIDAL = ("halves", "pairs")
+ROTARY = (*SINUSOIDAL, "none")
 NORMS = ("rms", "layer")
 ORDERS = ("interleaved", "tiled")
 Keep = Literal["keep"]
@@ -58,7 +59,8 @@ class AxisRule:
         rotary: a key of `ROTARY` if attention multiplies queries and keys over the axis: rotary positions turn unit i
             with i + size / 2 (`halves`) or with its neighbor (`pairs`), or there are none; else None.
         norm: a key of `NORMS` if the axis is a residual stream that no norm with a gain reads; else None.
-        sinusoidal: whether the model computes the units: sines and cosines of frequencies that depend on their number.
+        sinusoidal: a key of `SINUSOIDAL` if the model computes the units: sines and cosines of frequencies that depend
+            on their number, all sines first (`halves`) or each beside its cosine (`pairs`); else None.
         order: a key of `ORDERS`: whether the copies of a unit may stand beside it, or must come behind all old units,
             since a layer reads some of these by their number.
     """
@@ -71,13 +73,13 @@ class AxisRule:
     eps: tuple[str, ...] | float | None = None
     rotary: str | None = None
     norm: str | None = None
-    sinusoidal: bool = False
+    sinusoidal: str | None = None
     order: Literal["interleaved", "tiled"] = "interleaved"
 
     @property
     def is_spread(self) -> bool:
         """Whether fresh units lie between the old ones, which then keep their frequencies."""
-        return self.sinusoidal or self.rotary in ("halves", "pairs")
+        return bool(self.sinusoidal) or self.rotary in SINUSOIDAL
 
 
 @dataclass(frozen=True, slots=True)

@@ -167,7 +167,7 @@ class Axis:
             axis.
         extra: number of units, the last ones, that have one copy more than the others.
         isometric: whether n copies of a unit are 1/sqrt(n) times the unit, so that sums of squares stay the same.
-        sinusoidal: whether the model computes the units from their number, as in `AxisRule`.
+        sinusoidal: how sines and cosines that the model computes are ordered, as in `AxisRule`; else None.
         order: the order of the copies that the recipe demands: `tiled` if the old units must stay in front.
     """
 
@@ -180,13 +180,13 @@ class Axis:
     rotary: str | None = None
     extra: int = 0
     isometric: bool = False
-    sinusoidal: bool = False
+    sinusoidal: str | None = None
     order: Order = "interleaved"
 
     @property
     def is_spread(self) -> bool:
         """Whether a frequency belongs to each unit's number, so that copies beside a unit would have other ones."""
-        return self.sinusoidal or self.rotary in ("halves", "pairs")
+        return bool(self.sinusoidal) or self.rotary in ("halves", "pairs")
 
     @property
     def keeps_order(self) -> bool:
@@ -240,7 +240,7 @@ class Axis:
             return (CopyMap(size),)
         if not self.is_spread:
             return (self.arrangement.copy_map(self, size),)
-        if self.rotary == "pairs":
+        if "pairs" in (self.rotary, self.sinusoidal):
             return CopyMap(size // 2, order="spread", num_fresh=self.fresh // 2), CopyMap(2)
         return (CopyMap(size, order="spread", num_fresh=self.fresh),)
 

@@ -101,7 +101,7 @@ def grow_axes(
         asked |= _asked_of_keys(recipe, keys, config, sizes)
     asked |= {name: _Asked(amount, f"--axis {name}") for name, amount in single.items()}
     ratios = {name: (_ratio if name in used else _nominal_ratio)(axes[name], *one) for name, one in asked.items()}
-    ratios = _with_links(recipe, axes, ratios)
+    ratios = _with_links(recipe, axes, used, ratios)
     for name, reason in recipe.fixed.items():
         if ratios.get(name, 1) != 1:
             raise PlanError(f"cannot widen the axis `{name}` of `{recipe.name}`: {reason}")
@@ -258,11 +258,13 @@ def _shown(number: Fraction) -> str:
     return str(number) if number.denominator == 1 else f"{float(number):.6g}"
 
 
-def _with_links(recipe: Recipe, axes: Mapping[str, Axis], ratios: Mapping[str, Fraction]) -> dict[str, Fraction]:
+def _with_links(
+    recipe: Recipe, axes: Mapping[str, Axis], used: Collection[str], ratios: Mapping[str, Fraction]
+) -> dict[str, Fraction]:
     """Return the ratios of all axes; the one axis of a link that is not asked for follows from the others.
 
     Raises:
-        PlanError: the ratios of linked axes contradict each other.
+        PlanError: the ratios of linked axes contradict each other, and the linked one occurs in a tensor.
     """
     solved = dict(ratios)
     for link in recipe.links:
@@ -274,7 +276,7 @@ def _with_links(recipe: Recipe, axes: Mapping[str, Axis], ratios: Mapping[str, F
     complete = {name: solved.get(name, Fraction(1)) for name in recipe.axis_names}
     for link in recipe.links:
         product = math.prod((complete[name] for name in link.product), start=Fraction(1))
-        if complete[link.axis] != product:
+        if link.axis in used and complete[link.axis] != product:
             terms = " x ".join(f"{name} {complete[name]}" for name in link.product)
             raise PlanError(
                 f"the factors of linked axes do not match: in `{recipe.name}`, {link.axis} is {link.text.value}, "

@@ -21,6 +21,10 @@ from mupscale_cli.verification.result import CannotVerify
 BATCH = 2
 LENGTH = 16
 _IMAGE = 64
+_FRAMES = 64  # of a spectrogram whose length the model leaves open
+_SAMPLES = 8192  # of a waveform, where the config says nothing about the convolutions that read it
+# Config keys for the bands of spectrograms that a model takes frame by frame.
+_BANDS = ("feature_projection_input_dim", "input_feat_per_channel", "input_dim")
 
 
 @dataclass(frozen=True)
@@ -274,14 +278,25 @@ def _as_text(config: Any, tokens: Tensor) -> Tensor:
 
 
 def _spectrograms(config: Any, generator: torch.Generator) -> tuple[Tensor, str]:
-    shape = (BATCH, config.num_mel_bins, 2 * config.max_source_positions)  # the encoder halves their length
+    """Make spectrograms of shape (BATCH, bands, frames) if the encoder has Whisper's keys, else (BATCH, frames, bands)."""
+    config = getattr(config, "encoder_config", None) or config
+    bands = next((value for key in _BANDS if (value := getattr(config, key, None))), None)
+    if bands is not None:
+        shape = (BATCH, _FRAMES, bands)
+    elif hasattr(config, "max_source_positions"):
+        shape = (BATCH, config.num_mel_bins, 2 * config.max_source_positions)  # the encoder halves their length
+    elif hasattr(config, "num_mel_bins"):
+        shape = (BATCH, getattr(config, "max_length", _FRAMES), config.num_mel_bins)
+    else:
+        raise _unknown_kind("input_features")
     return torch.randn(shape, generator=generator, dtype=torch.float64), f"{BATCH} random spectrograms"
 
 
 def _waveforms(config: Any, generator: torch.Generator) -> tuple[Tensor, str]:
-    if not hasattr(config, "conv_stride"):  # other models give this name to spectrograms
-        raise _unknown_kind("input_values")
-    samples = LENGTH * math.prod(config.conv_stride) + sum(config.conv_kernel)
+    if hasattr(config, "num_mel_bins"):  # some models give this name to spectrograms
+        return _spectrograms(config, generator)
+    strides = getattr(config, "conv_stride", None)
+    samples = LENGTH * math.prod(strides) + sum(config.conv_kernel) if strides else _SAMPLES
     return torch.randn((BATCH, samples), generator=generator, dtype=torch.float64), f"{BATCH} random waveforms"
 
 

@@ -83,7 +83,7 @@ def run(
             with watched or recording(model, settings.names) as trace:
                 if not is_text:
                     logits = _outputs(model(*inputs.arguments, **inputs.keywords), coverage(model))
-                if _generates(model):
+                if _generates(model, inputs):
                     prompt, mask = _left_padded(model, settings.seed, inputs)
                     generated = _generate(model, prompt, mask, settings.num_tokens, tokens)
                     tokens, padded = generated.tokens, output_tensor(generated.prefill)
@@ -105,12 +105,12 @@ def run(
 
 def _is_text(model: nn.Module, inputs: Inputs) -> bool:
     """Tell whether generation reads all the inputs, so that its first pass serves for the logits, too."""
-    return _generates(model) and inputs.keywords.keys() == {"input_ids"}
+    return _generates(model, inputs) and inputs.keywords.keys() == {"input_ids"}
 
 
 def num_passes(model: nn.Module, settings: RunSettings) -> int:
     """Return how often `run` runs a model."""
-    generated = settings.num_tokens if _generates(model) else 0
+    generated = settings.num_tokens if _generates(model, settings.inputs) else 0
     return generated + (not _is_text(model, settings.inputs)) + len(settings.further)
 
 
@@ -128,8 +128,10 @@ def _outputs(output: Any, covered: Coverage) -> dict[str, Tensor]:
     return {first: main, **tensors}
 
 
-def _generates(model: nn.Module) -> bool:
-    """Tell whether a model writes text token by token."""
+def _generates(model: nn.Module, inputs: Inputs) -> bool:
+    """Tell whether a model continues the text of its inputs token by token."""
+    if "input_ids" not in inputs.keywords:
+        return False
     if "text" not in (getattr(model, "output_modalities", None) or ("text",)):
         return False
     can_generate = getattr(model, "can_generate", None)

@@ -78,7 +78,7 @@ def test_sinusoids_keep_their_frequencies(shift):
     from diffusers.models.embeddings import get_timestep_embedding
 
     times = torch.tensor([3.0, 800.0])
-    axis = Axis("s", 8, fresh=16, sinusoidal=True)
+    axis = Axis("s", 8, fresh=16, sinusoidal="halves")
     with everything_in(torch.float64):
         narrow = get_timestep_embedding(times, 8, downscale_freq_shift=shift)
         wide = get_timestep_embedding(times, 24, downscale_freq_shift=3 * shift)
