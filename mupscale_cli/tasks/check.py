@@ -138,7 +138,7 @@ def _trials(checkpoint: Checkpoint, plan: Plan, *, quick: bool) -> Iterator[tupl
 def all_factors(recipe: Recipe, checkpoint: Checkpoint) -> dict[str, int] | None:
     """Return factors that widen every axis of a checkpoint by 2, and linked axes by their product.
 
-    Return None if the config cannot express such a widening.
+    Return None if the config cannot express such a widening, or the recipe requires other sizes.
     """
     narrow = identity_plan(checkpoint, recipe)
     factors = {name: 2 for name in recipe.axis_names if name in narrow.used and name not in recipe.fixed}
@@ -148,7 +148,7 @@ def all_factors(recipe: Recipe, checkpoint: Checkpoint) -> dict[str, int] | None
     factors = {name: factor for name, factor in factors.items() if factor > 1 and name in narrow.used}
     try:
         make_plan(recipe, checkpoint.specs, checkpoint.config, Request(axes=factors), None)
-    except ConfigError:
+    except (ConfigError, SizeError):
         return None
     except MupscaleError:
         return factors

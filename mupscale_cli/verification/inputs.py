@@ -278,7 +278,7 @@ def _as_text(config: Any, tokens: Tensor) -> Tensor:
 
 
 def _spectrograms(config: Any, generator: torch.Generator) -> tuple[Tensor, str]:
-    """Make spectrograms of shape (BATCH, bands, frames) if the encoder has Whisper's keys, else (BATCH, frames, bands)."""
+    """Make spectrograms: of bands by frames if the encoder has the keys of Whisper, else of frames by bands."""
     config = getattr(config, "encoder_config", None) or config
     bands = next((value for key in _BANDS if (value := getattr(config, key, None))), None)
     if bands is not None:

@@ -228,6 +228,7 @@ def _load_with_transformers(
     except Exception as error:  # tell the user that transformers raised it
         raise VerifyError(f"transformers cannot load `{checkpoint.path}`: {error}") from error
     built: nn.Module = model.eval()
+    _compute_tables(built, dtype)
     missing = {name for name in info["missing_keys"] if is_optional(name) and _becomes_nan(built, name)}
     for problem, names in (
         ("missing keys", set(info["missing_keys"]) - missing),
@@ -247,6 +248,19 @@ def _load_with_transformers(
                 buffer.data = buffer.data.to(dtype)
         return built
     return built.to(device=device, dtype=dtype)
+
+
+def _compute_tables(model: Any, dtype: torch.dtype) -> None:
+    """Compute the buffers that no checkpoint stores again, in one type: transformers has computed them in float32.
+
+    Where a table of sines and cosines multiplies before it divides, its frequencies round differently in a wider model.
+    """
+    for module in model.modules():
+        buffers = {name for name, _ in module.named_buffers()}
+        is_table = bool(buffers) and buffers <= module._non_persistent_buffers_set  # noqa: SLF001 (torch has no other name)
+        if is_table and next(module.parameters(), None) is None:
+            with everything_in(dtype), torch.no_grad():
+                model._init_weights(module)  # noqa: SLF001 (what transformers calls after loading)
 
 
 def _becomes_nan(model: nn.Module, name: str) -> bool:
