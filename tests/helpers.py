@@ -12,6 +12,8 @@ import torch
 from safetensors.torch import load_file, save_file
 
 import decoders
+import image_models
+import speech_models
 from encoder_models import ENCODERS
 from multimodal_models import MULTIMODAL
 
@@ -438,6 +440,8 @@ MODELS: dict[str, tuple[str, str, dict[str, Any]]] = {
     "ResNet-bottleneck": ("ResNetForImageClassification", "ResNetConfig", {**RESNET, "layer_type": "bottleneck"}),
     **ENCODERS,
     **MULTIMODAL,
+    **speech_models.MODELS,
+    **image_models.MODELS,
 }
 
 # Cases of model types that are only names in a recipe of which another case is tried by default.

@@ -7,7 +7,9 @@ import torch
 
 import decoders
 import encoder_models
+import image_models
 import mupscale_cli
+import speech_models
 from helpers import MLP_MODULE, MODELS, ONLY_NAMES, build, save_mlp
 from mupscale_cli.architecture.loading import matched_values
 from mupscale_cli.errors import ConfigError, SizeError
@@ -19,12 +21,8 @@ from mupscale_cli.tasks.widen import widen
 # `pytest -m slow` tries every axis of every other case.
 # The tied models have the same layers, and other types are only names in a recipe.
 UNTIED = ("Llama-untied", "GPT2-untied", "Mixtral-untied", "Olmo-untied", "NanoChat-untied")
-SLOW = (
-    {case for case in MODELS if case.endswith("-untied") and case not in UNTIED}
-    | ONLY_NAMES
-    | decoders.RARE
-    | encoder_models.RARE
-)
+SLOW = {case for case in MODELS if case.endswith("-untied") and case not in UNTIED} | ONLY_NAMES
+SLOW |= decoders.RARE | encoder_models.RARE | speech_models.RARE | image_models.RARE
 EVERY_AXIS = ["GPT2-tied", pytest.param("T5-tied", marks=pytest.mark.slow)]
 # Types whose class renames what it reads, by a rule that precedes another and with a prefix that others end in.
 RENAMED = ("BailingHybrid-untied", "XLMRoberta-tied")

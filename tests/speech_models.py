@@ -1,0 +1,78 @@
+"""Tiny models of speech: encoders over waveforms and spectrograms, transducers and models that write text."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from encoder_models import SPEECH
+
+LAYER = {**SPEECH, "feat_extract_norm": "layer", "do_stable_layer_norm": True, "conv_bias": True}
+CONFORMER = {**SPEECH, "conv_depthwise_kernel_size": 5}
+SPECTROGRAM = {key: value for key, value in CONFORMER.items() if key not in ("conv_dim", "conv_kernel", "conv_stride")}
+W2V_BERT = {**SPECTROGRAM, "feature_projection_input_dim": 12, "adapter_kernel_size": 3, "adapter_stride": 2}
+PARAKEET = {
+    "hidden_size": 32,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 4,
+    "intermediate_size": 40,
+    "subsampling_conv_channels": 8,
+    "num_mel_bins": 16,
+    "subsampling_factor": 4,
+    "conv_kernel_size": 5,
+}
+TRANSDUCER = {"vocab_size": 20, "pad_token_id": 0, "decoder_hidden_size": 24, "encoder_config": PARAKEET}
+
+# Each case: class in transformers, config class, settings.
+MODELS: dict[str, tuple[str, str, dict[str, Any]]] = {
+    "Wav2Vec2-adapter": (
+        "Wav2Vec2ForCTC",
+        "Wav2Vec2Config",
+        {**SPEECH, "add_adapter": True, "num_adapter_layers": 1},
+    ),
+    "Wav2Vec2-pretraining": (
+        "Wav2Vec2ForPreTraining",
+        "Wav2Vec2Config",
+        {**SPEECH, "codevector_dim": 8, "num_codevectors_per_group": 4, "proj_codevector_dim": 8},
+    ),
+    "Data2VecAudio": ("Data2VecAudioForCTC", "Data2VecAudioConfig", {**SPEECH, "conv_pos_kernel_size": 3}),
+    "SEW": ("SEWForCTC", "SEWConfig", SPEECH),
+    "WavLM-group": ("WavLMForCTC", "WavLMConfig", SPEECH),
+    "WavLM-layer": ("WavLMForCTC", "WavLMConfig", LAYER),
+    "WavLM-speakers": (
+        "WavLMForXVector",
+        "WavLMConfig",
+        {
+            **SPEECH,
+            "tdnn_dim": [8, 8, 8],
+            "tdnn_kernel": [3, 3, 1],
+            "tdnn_dilation": [1, 1, 1],
+            "xvector_output_dim": 8,
+        },
+    ),
+    **{
+        f"Wav2Vec2Conformer-{kind}": (
+            "Wav2Vec2ConformerForCTC",
+            "Wav2Vec2ConformerConfig",
+            {**CONFORMER, "position_embeddings_type": kind},
+        )
+        for kind in ("relative", "rotary")
+    },
+    **{
+        f"Wav2Vec2Bert-{kind}": (
+            "Wav2Vec2BertForCTC",
+            "Wav2Vec2BertConfig",
+            {**W2V_BERT, "position_embeddings_type": kind, "add_adapter": kind == "relative_key"},
+        )
+        for kind in ("relative", "relative_key", "rotary")
+    },
+    "ParakeetEncoder": ("ParakeetEncoder", "ParakeetEncoderConfig", PARAKEET),
+    "ParakeetCTC": (
+        "ParakeetForCTC",
+        "ParakeetCTCConfig",
+        {"vocab_size": 20, "pad_token_id": 0, "encoder_config": {**PARAKEET, "scale_input": False}},
+    ),
+    "ParakeetTDT": ("ParakeetForTDT", "ParakeetTDTConfig", TRANSDUCER),
+    "ParakeetRNNT": ("ParakeetForRNNT", "ParakeetRNNTConfig", TRANSDUCER),
+}
+# Cases that the default run leaves out, since another case has the same shape.
+RARE = frozenset(MODELS) - {"WavLM-group", "Wav2Vec2Bert-relative", "ParakeetTDT"}
