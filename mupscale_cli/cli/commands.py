@@ -44,15 +44,15 @@ def application(only: str | None = None) -> typer.Typer:
 
 @cache
 def _imported(name: str) -> typer.Typer | Callable[..., None]:
-    """Import a command or a group of commands; each gets the options `--quiet`, `--verbose` and `--debug`."""
-    from mupscale_cli.cli.options import with_verbosity
+    """Import a command or a group of commands; each gets the options that all have."""
+    from mupscale_cli.cli.options import with_common
 
     module, attribute = _PLACES.get(name, (name, name))
     command = getattr(import_module(f"mupscale_cli.cli.{module}"), attribute)
     if not isinstance(command, typer.Typer):
-        return with_verbosity(command)
+        return with_common(command)
     for inner in command.registered_commands:
         assert inner.callback is not None
-        inner.callback = with_verbosity(inner.callback)
+        inner.callback = with_common(inner.callback)
         inner.cls, inner.epilog = Command, examples(f"{name} {inner.name}")
     return command

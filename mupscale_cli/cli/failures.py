@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Sequence
+from itertools import pairwise
 from typing import Any
 
 import typer
@@ -38,8 +39,17 @@ def print_error_document(error: MupscaleError, kind: str, code: int | None = Non
 
 def is_given(flag: str, words: Sequence[str] | None = None) -> bool:
     """Tell whether a flag is on the command line, even on one that cannot be parsed."""
-    words = sys.argv[1:] if words is None else words
-    return flag in (words[: words.index("--")] if "--" in words else words)
+    return flag in _options(sys.argv[1:] if words is None else words)
+
+
+def value_of(flag: str) -> str | None:
+    """Return the value of an option on the command line, even on one that cannot be parsed."""
+    words = [part for word in _options(sys.argv[1:]) for part in (word.split("=", 1) if word[:2] == "--" else [word])]
+    return dict(pairwise(words)).get(flag)
+
+
+def _options(words: Sequence[str]) -> Sequence[str]:
+    return words[: words.index("--")] if "--" in words else words
 
 
 def usage_error(error: Any) -> UsageError:

@@ -14,7 +14,8 @@ from typing import NoReturn
 
 import typer
 
-from mupscale_cli.cli.failures import NotParsed, is_given, print_error_document, usage_error
+from mupscale_cli.cli import consoles
+from mupscale_cli.cli.failures import NotParsed, is_given, print_error_document, usage_error, value_of
 from mupscale_cli.cli.overview import overview
 from mupscale_cli.errors import Interrupted, MupscaleError, Terminated, without_secrets
 
@@ -28,8 +29,10 @@ def main() -> None:
     signal.signal(signal.SIGTERM, _terminate)
     _collect_less()
     warnings.filterwarnings("ignore", message="Failed to initialize NumPy")  # from torch; mupscale uses no NumPy
+    color = value_of("--color")  # help and errors in the command line are printed before an option is parsed
+    consoles.manner.set(consoles.Manner(color=color if color in consoles.COLORS else "auto"))
     try:
-        code = _application()(prog_name="mupscale", standalone_mode=False)
+        code = _application()(prog_name="mupscale", standalone_mode=False, color=consoles.forced_color())
         sys.exit(code if isinstance(code, int) else 0)
     except NotParsed as error:
         _fail(usage_error(error))

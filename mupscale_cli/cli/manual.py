@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+import io
 import json
 import sys
+from contextlib import redirect_stdout
 from typing import Annotated
 
 import typer
 
 from mupscale_cli import __version__
-from mupscale_cli.cli import options, output
+from mupscale_cli.cli import consoles, options, output, paging
 from mupscale_cli.cli.overview import SUMMARIES
 from mupscale_cli.cli.pages import KINDS, page_text, page_titles
 
@@ -20,27 +22,45 @@ def show_page(
     topic: Annotated[
         str | None, typer.Argument(metavar="TOPIC", help="Page of the manual, or a command. Default: list all pages.")
     ] = None,
+    no_pager: Annotated[
+        bool, typer.Option("--no-pager", help="Print on the terminal, without a pager (PAGER; `less` by default).")
+    ] = False,
     as_json: options.Json = False,
 ) -> None:
     """Show a page of the manual, or list all pages. Prints Markdown if the output is not a terminal."""
     if topic is None:
         _list_pages(as_json=as_json)
-        return
-    if topic in SUMMARIES and topic not in page_titles() and not as_json:
-        from mupscale_cli.cli.commands import application
-
-        application(topic)([topic, "--help"], prog_name="mupscale", standalone_mode=False)
-        return
-    text = page_text(topic)
-    console = output.stdout()
-    if as_json:
-        output.print_document("help", {"topic": topic, "title": page_titles()[topic], "text": text, "topics": None})
-    elif console.is_terminal:
-        from rich.markdown import Markdown
-
-        console.print(Markdown(text, code_theme="ansi_dark"), width=min(console.width, _MAX_WIDTH))
+    elif as_json:
+        output.print_document(
+            "help", {"topic": topic, "title": page_titles().get(topic), "text": page_text(topic), "topics": None}
+        )
+    elif topic in SUMMARIES and topic not in page_titles():
+        paging.show(_help_of(topic), paged=not no_pager)
     else:
-        sys.stdout.write(text)
+        paging.show(_rendered(page_text(topic)), paged=not no_pager)
+
+
+def _help_of(command: str) -> str:
+    """Return the help of a command, colored if it is for a terminal."""
+    from mupscale_cli.cli.commands import application
+
+    forced = consoles.forced_color()
+    color = sys.stdout.isatty() if forced is None else forced
+    with redirect_stdout(io.StringIO()) as text:
+        application(command)([command, "--help"], prog_name="mupscale", standalone_mode=False, color=color)
+    return text.getvalue()
+
+
+def _rendered(text: str) -> str:
+    """Return Markdown as a terminal shows it, if stdout is one."""
+    console = output.stdout()
+    if not console.is_terminal:
+        return text
+    from rich.markdown import Markdown
+
+    with console.capture() as shown:
+        console.print(Markdown(text, code_theme="ansi_dark"), width=min(console.width, _MAX_WIDTH))
+    return shown.get()
 
 
 def _list_pages(*, as_json: bool) -> None:

@@ -11,8 +11,9 @@ from typing import Annotated, Any
 
 import typer
 
-from mupscale_cli.cli import output
+from mupscale_cli.cli import consoles, logs, output
 from mupscale_cli.cli.completion import complete_axis, complete_checkpoint, complete_recipe
+from mupscale_cli.cli.consoles import COLORS
 from mupscale_cli.errors import Interrupted, PlanError, SweepError, Terminated
 from mupscale_cli.plan import Amount
 from mupscale_cli.plan.methods import DEFAULT_SHRINK, FRESH, METHODS, SPREADS
@@ -123,6 +124,22 @@ Quiet = Annotated[
 ]
 Verbose = Annotated[bool, typer.Option("--verbose", "-v", help="Explain decisions on stderr.")]
 Debug = Annotated[bool, typer.Option("--debug", help="Log everything on stderr, and print tracebacks.")]
+Color = Annotated[
+    str,
+    typer.Option(
+        "--color",
+        metavar="WHEN",
+        help=f"When to color output: {', '.join(COLORS[:-1])} or {COLORS[-1]}. auto: on a terminal, unless NO_COLOR, "
+        "FORCE_COLOR or CLICOLOR say otherwise. Default: auto.",
+        show_default=False,
+    ),
+]
+LogFile = Annotated[
+    Path | None,
+    typer.Option(
+        "--log-file", metavar="PATH", help="Append all that `--debug` logs to a file, with times. Default: none."
+    ),
+]
 Json = Annotated[bool, typer.Option("--json", help="Print one JSON document on stdout, and nothing else.")]
 MethodName = Annotated[
     str,
@@ -289,16 +306,23 @@ _WeightsKey = Annotated[
     ),
 ]
 _READING = {"settings": _Settings, "layout": _LayoutName, "weights_key": _WeightsKey}
-_VERBOSITY = {"quiet": Quiet, "verbose": Verbose, "debug": Debug}
+_COMMON: dict[str, tuple[Any, Any]] = {
+    "quiet": (Quiet, False),
+    "verbose": (Verbose, False),
+    "debug": (Debug, False),
+    "color": (Color, "auto"),
+    "log_file": (LogFile, None),
+}
 
 
-def with_verbosity(command: Callable[..., None]) -> Callable[..., None]:
-    """Give a command the options `--quiet`, `--verbose` and `--debug`, and turn interruptions into errors."""
+def with_common(command: Callable[..., None]) -> Callable[..., None]:
+    """Give a command the options that every command has, and turn interruptions into errors."""
 
     @functools.wraps(command)
     def wrapper(*args: Any, **values: Any) -> None:
-        verbosity = output.Verbosity(**{name: values.pop(name) for name in _VERBOSITY})
-        with output.use_verbosity(verbosity):
+        said = {name: values.pop(name) for name in _COMMON}
+        log_file = said.pop("log_file")
+        with logs.manner_of(consoles.Manner(**said), log_file):
             try:
                 command(*args, **values)
             except KeyboardInterrupt as stop:
@@ -314,8 +338,8 @@ def with_verbosity(command: Callable[..., None]) -> Callable[..., None]:
                 raise typer.Exit(141) from error
 
     flags = [
-        inspect.Parameter(name, inspect.Parameter.KEYWORD_ONLY, default=False, annotation=option)
-        for name, option in _VERBOSITY.items()
+        inspect.Parameter(name, inspect.Parameter.KEYWORD_ONLY, default=default, annotation=option)
+        for name, (option, default) in _COMMON.items()
     ]
     return _with_parameters(wrapper, (*inspect.signature(command, eval_str=True).parameters.values(), *flags))
 

@@ -1,4 +1,4 @@
-"""What commands print where: `--quiet`, `-v`, `--debug`, NO_COLOR, COLUMNS, TERM."""
+"""What commands print where: `--quiet`, `-v`, `--debug`, `--color`, COLUMNS, TERM; and the pager."""
 
 import io
 import json
@@ -21,6 +21,7 @@ from mupscale_cli.tasks.verify import verify
 
 ESCAPES = re.compile(r"\x1b\[[0-9;]*m")
 ROOT = Path(mupscale_cli.__file__).parent.parent
+COLOR_VARIABLES = ("NO_COLOR", "FORCE_COLOR", "CLICOLOR", "CLICOLOR_FORCE")
 
 
 @pytest.fixture(scope="module")
@@ -73,7 +74,7 @@ def test_wrongly_stored_state_is_not_reported_as_models_that_differ(saved, wide)
 def test_verbose_explains_decisions_and_debug_prints_more(saved, tmp_path):
     plan = ["widen", str(saved("Llama-tied")), "-f", "2", "--dry-run"]
     plain, verbose, debug = run(*plan), run(*plan, "-v"), run(*plan, "--debug")
-    assert plain.out == verbose.out == debug.out
+    assert len({re.sub(r"[\d.]+ .B free", "", result.out) for result in (plain, verbose, debug)}) == 1
     assert plain.err == ""
     assert "recipe llama (config.json: `model_type: llama`)" in verbose.err
     assert "axis d is not widened by a bare factor" in verbose.err
@@ -137,7 +138,7 @@ pty = pytest.importorskip("pty")  # not on Windows
 
 def terminal(*arguments, **environ):
     """Return what `mupscale ARGUMENTS` prints in a terminal of 80 columns."""
-    unset = ("NO_COLOR", "FORCE_COLOR", "TTY_COMPATIBLE", "COLUMNS", "LINES", "TERM", "CI")  # what rich looks at
+    unset = (*COLOR_VARIABLES, "TTY_COMPATIBLE", "COLUMNS", "LINES", "TERM", "CI")
     kept = {key: value for key, value in os.environ.items() if key not in unset}
     master, slave = pty.openpty()
     process = subprocess.Popen(
@@ -146,7 +147,7 @@ def terminal(*arguments, **environ):
         stdout=slave,
         stderr=slave,
         close_fds=True,
-        env={**kept, "PYTHONPATH": str(ROOT), "TERM": "xterm-256color", "COLUMNS": "80", **environ},
+        env={**kept, "PYTHONPATH": str(ROOT), "TERM": "xterm-256color", "COLUMNS": "80", "PAGER": "cat", **environ},
     )
     os.close(slave)
     shown = b""
@@ -163,13 +164,61 @@ def test_color_and_width_follow_the_terminal(wide):
     colored = terminal("recipes", "show", "llama")
     assert ESCAPES.search(colored)
     assert "\x1b[1m" in colored
-    narrow = terminal("recipes", "show", "llama", NO_COLOR="1")
-    assert not re.search(r"\x1b\[(3|4|9|10)\d", narrow)
+    for plain in (("NO_COLOR", "1"), ("CLICOLOR", "0"), ("MUPSCALE_RECIPES_SHOW_COLOR", "never")):
+        assert not ESCAPES.search(terminal("recipes", "show", "llama", **dict([plain])))
     dumb = terminal("recipes", "show", "llama", TERM="dumb")
     assert not ESCAPES.search(dumb)
     broad = terminal("recipes", "show", "llama", COLUMNS="200", TERM="dumb")
     assert max(map(len, dumb.splitlines())) <= 80 < max(map(len, broad.splitlines())) <= 200
     assert "# JSON" not in terminal("help", "json")  # rendered
+
+
+@pytest.mark.parametrize(
+    ("words", "variables", "is_colored"),
+    [
+        ((), {}, False),
+        ((), {"FORCE_COLOR": "1"}, True),
+        ((), {"CLICOLOR_FORCE": "1"}, True),
+        ((), {"CLICOLOR_FORCE": "0"}, False),
+        ((), {"FORCE_COLOR": "1", "NO_COLOR": "1"}, False),
+        ((), {"FORCE_COLOR": "1", "NO_COLOR": ""}, True),
+        (("--color", "always"), {"NO_COLOR": "1", "TERM": "dumb"}, True),
+        (("--color=never",), {"FORCE_COLOR": "1"}, False),
+        (("--color", "auto"), {"FORCE_COLOR": "1"}, True),
+    ],
+)
+def test_option_then_variables_decide_about_color(words, variables, is_colored, monkeypatch):
+    for name in COLOR_VARIABLES:
+        monkeypatch.delenv(name, raising=False)
+    for name, value in variables.items():
+        monkeypatch.setenv(name, value)
+    for command in (("help",), ("help", "nowhere"), ("hepl",), ("help", "--help")):
+        result = run(*command, *words)
+        assert bool(ESCAPES.search(result.out + result.err)) == is_colored, command
+
+
+def test_forced_color_draws_no_bar_in_a_log(saved, tmp_path):
+    result = run("widen", str(saved("Llama-tied")), "-f", "2", "-o", str(tmp_path / "new"), "--color", "always")
+    assert result.code == 0
+    assert "\r" not in result.err
+    assert set(re.findall(r"\x1b\[[^m]*(.)", result.err)) <= {"m"}
+
+
+def test_unknown_color_is_named():
+    result = run("version", "--color", "blue")
+    assert (result.code, result.out) == (2, "")
+    assert "`--color blue` is none of auto, always, never" in result.err
+
+
+def test_pages_and_help_go_through_the_pager():
+    assert terminal("help", "theory", PAGER="head -n 1").count("\n") == 1
+    assert terminal("help", "widen", PAGER="head -n 1") == "Usage: mupscale widen [OPTIONS] CHECKPOINT\n"
+    assert terminal("help", "glossary", "--no-pager", PAGER="head -n 1").count("\n") > 20
+
+
+def test_pipe_gets_no_pager(monkeypatch):
+    monkeypatch.setenv("PAGER", "false")
+    assert run("help", "glossary").out.startswith("# Glossary")
 
 
 def test_columns_sets_the_width_of_a_pipe(monkeypatch):

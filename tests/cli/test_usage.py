@@ -36,7 +36,8 @@ def test_options_of_widen_are_in_groups():
     assert headings[:3] == ["Arguments:", "New shape:", "Reading the checkpoint:"]
     assert headings[-2:] == ["General options:", "Examples:"]
     general = lines[lines.index("General options:") : lines.index("Examples:")]
-    assert [line.split()[0] for line in general if line.startswith("  -")] == ["--json", "-q,", "-v,", "--debug", "-h,"]
+    names = ["--json", "-q,", "-v,", "--debug", "--color", "--log-file", "-h,"]
+    assert [line.split()[0] for line in general if line.startswith("  -")] == names
 
 
 def test_examples_name_options_that_exist():

@@ -215,7 +215,7 @@ def test_the_record_matches_its_schema(place):
 def test_every_command_has_the_common_options(command):
     shown = run(*command, "--help")
     assert shown.code == 0
-    for option in ("--json", "--quiet", "-q", "--verbose", "-v", "--debug"):
+    for option in ("--json", "--quiet", "-q", "--verbose", "-v", "--debug", "--color", "--log-file"):
         assert option in shown.out
 
 
