@@ -1,10 +1,109 @@
-"""Tiny models of images: encoders, classifiers and encoders beside texts."""
+"""Tiny models of images and videos: encoders, classifiers, and encoders beside those of texts."""
 
 from __future__ import annotations
 
 from typing import Any
 
+from encoder_models import VIT
+
+TEXT = {
+    "hidden_size": 32,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 4,
+    "intermediate_size": 40,
+    "vocab_size": 50,
+    "max_position_embeddings": 32,
+}
+VISION = {
+    "hidden_size": 24,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 4,
+    "intermediate_size": 36,
+    "image_size": 32,
+    "patch_size": 8,
+}
+CLIP = {"text_config": {**TEXT, "eos_token_id": 49}, "vision_config": VISION, "projection_dim": 16}
+SWIN = {"embed_dim": 16, "depths": [2, 1], "num_heads": [2, 4], "image_size": 32, "patch_size": 4, "window_size": 4}
+STAGES = {"hidden_sizes": [8, 16], "depths": [2, 1], "num_labels": 3}
+PYRAMID = {**STAGES, "num_encoder_blocks": 2, "num_attention_heads": [1, 2], "mlp_ratios": [2, 3], "strides": [4, 2]}
+SEGFORMER = {**PYRAMID, "sr_ratios": [2, 1], "patch_sizes": [7, 3], "decoder_hidden_size": 12}
+REGNET = {**STAGES, "embedding_size": 8, "groups_width": 4}
+
 # Each case: class in transformers, config class, settings.
-MODELS: dict[str, tuple[str, str, dict[str, Any]]] = {}
-# Cases that the default run leaves out, since another case has the same shape.
-RARE = frozenset(MODELS)
+MODELS: dict[str, tuple[str, str, dict[str, Any]]] = {
+    "ViViT": ("VivitForVideoClassification", "VivitConfig", {**VIT, "num_frames": 4, "tubelet_size": [2, 8, 8]}),
+    "TimeSformer": ("TimesformerForVideoClassification", "TimesformerConfig", {**VIT, "num_frames": 4}),
+    "AST": (
+        "ASTForAudioClassification",
+        "ASTConfig",
+        {
+            **{key: value for key, value in VIT.items() if key != "image_size"},
+            "patch_size": 4,
+            "max_length": 16,
+            "num_mel_bins": 8,
+            "frequency_stride": 2,
+            "time_stride": 2,
+        },
+    ),
+    "MetaClip2-both": ("MetaClip2Model", "MetaClip2Config", CLIP),
+    "ChineseCLIP-both": ("ChineseCLIPModel", "ChineseCLIPConfig", CLIP),
+    "CLIPSeg-masks": (
+        "CLIPSegForImageSegmentation",
+        "CLIPSegConfig",
+        {
+            **CLIP,
+            "extract_layers": [0, 1],
+            "reduce_dim": 8,
+            "decoder_num_attention_heads": 2,
+            "decoder_intermediate_size": 12,
+        },
+    ),
+    "Siglip2-both": (
+        "Siglip2Model",
+        "Siglip2Config",
+        {
+            "text_config": {**TEXT, "projection_size": 24},
+            "vision_config": {**{key: VISION[key] for key in VISION if key != "image_size"}, "num_patches": 16},
+        },
+    ),
+    "CLAP-both": (
+        "ClapModel",
+        "ClapConfig",
+        {
+            "text_config": TEXT,
+            "audio_config": {
+                "spec_size": 32,
+                "num_mel_bins": 8,
+                "patch_size": 4,
+                "patch_stride": [4, 4],
+                "patch_embeds_hidden_size": 16,
+                "hidden_size": 32,
+                "depths": [1, 1],
+                "num_attention_heads": [2, 4],
+                "window_size": 2,
+            },
+            "projection_dim": 16,
+        },
+    ),
+    "Swinv2-classifier": ("Swinv2ForImageClassification", "Swinv2Config", SWIN),
+    "DonutSwin": ("DonutSwinModel", "DonutSwinConfig", SWIN),
+    "MaskFormerSwin": ("MaskFormerSwinModel", "MaskFormerSwinConfig", SWIN),
+    "DINOv3ConvNext": ("DINOv3ConvNextModel", "DINOv3ConvNextConfig", STAGES),
+    "Segformer-masks": ("SegformerForSemanticSegmentation", "SegformerConfig", SEGFORMER),
+    "Segformer-classifier": ("SegformerForImageClassification", "SegformerConfig", SEGFORMER),
+    "Pvt-classifier": (
+        "PvtForImageClassification",
+        "PvtConfig",
+        {**PYRAMID, "sequence_reduction_ratios": [2, 1], "patch_sizes": [4, 2], "image_size": 32},
+    ),
+    "PvtV2-classifier": ("PvtV2ForImageClassification", "PvtV2Config", {**SEGFORMER, "image_size": 32}),
+    "PoolFormer-classifier": (
+        "PoolFormerForImageClassification",
+        "PoolFormerConfig",
+        {**STAGES, "num_encoder_blocks": 2, "patch_sizes": [7, 3], "strides": [4, 2], "padding": [2, 1]},
+    ),
+    "RegNet-gates": ("RegNetForImageClassification", "RegNetConfig", {**REGNET, "layer_type": "y"}),
+    "RegNet-plain": ("RegNetForImageClassification", "RegNetConfig", {**REGNET, "layer_type": "x"}),
+}
+# Cases that the default run leaves out, since another case has the same shape or a similar one.
+RARE = frozenset(MODELS) - {"RegNet-gates", "Segformer-masks", "Siglip2-both"}

@@ -124,6 +124,11 @@ def rename_as_part(document: Entries, part: Part, section: str) -> tuple[Entries
     def axis(text: Text) -> Text:
         return _renamed(text, f"{part.name}.{text.value}")
 
+    def axis_or_word(name: str) -> str:
+        return (
+            rename(name) if name in local else name
+        )  # the composite recipe's prefix has the words of its parts' prefixes
+
     def expression(node: Node) -> Node:
         return _map_texts(node, lambda text: _expression(text, rename))
 
@@ -137,7 +142,7 @@ def rename_as_part(document: Entries, part: Part, section: str) -> tuple[Entries
         "fixed": [(axis(key), node) for key, node in entries("fixed")],
         "linked": [(axis(key), _map_texts(node, lambda text: _product(text, axis))) for key, node in entries("linked")],
         "depth": [
-            (axis(key), _map_depth(node, expression, lambda text: _pattern(text, part, rename), config_key))
+            (axis(key), _map_depth(node, expression, lambda text: _pattern(text, part, axis_or_word), config_key))
             for key, node in entries("depth")
         ],
         "config": [
@@ -156,7 +161,7 @@ def rename_as_part(document: Entries, part: Part, section: str) -> tuple[Entries
         ],
         "requires": [(_expression(key, rename), node) for key, node in entries("requires")],
         "tensors": [
-            (_pattern(key, part, rename), _map_choices(node, lambda text: _layout(text, rename), expression))
+            (_pattern(key, part, axis_or_word), _map_choices(node, lambda text: _layout(text, rename), expression))
             for key, node in entries("tensors")
         ],
     }

@@ -144,6 +144,8 @@ def _image_inputs(model: Any, config: Any, generator: torch.Generator) -> dict[s
         parameters = inspect.signature(_features_of(model, "image") or model.forward).parameters
         if "image_position_ids" in parameters:  # patches and their places
             return _placed_patches(vision, model.dtype, generator)
+        if "spatial_shapes" in parameters:  # patches side by side, of any aspect ratio
+            return _rows_of_patches(vision, model.dtype, generator)
         pixels = _images(vision, generator)[0].to(model.dtype)
         if "aspect_ratio_ids" in parameters:  # one tile of as many as an image may have
             return _tiled(pixels, vision.max_num_tiles)
@@ -169,6 +171,16 @@ def _placed_patches(vision: Any, dtype: torch.dtype, generator: torch.Generator)
     patches = torch.randn(BATCH, side * side, size, generator=generator, dtype=torch.float64)
     places = torch.cartesian_prod(torch.arange(side), torch.arange(side)).flip(-1)
     return {"pixel_values": patches.to(dtype), "image_position_ids": places.repeat(BATCH, 1, 1)}
+
+
+def _rows_of_patches(vision: Any, dtype: torch.dtype, generator: torch.Generator) -> dict[str, Tensor]:
+    """Make square images as rows of patches."""
+    shape = (BATCH, vision.num_patches, vision.num_channels * vision.patch_size**2)
+    return {
+        "pixel_values": torch.randn(shape, generator=generator, dtype=torch.float64).to(dtype),
+        "pixel_attention_mask": torch.ones(shape[:2], dtype=torch.long),
+        "spatial_shapes": torch.full((BATCH, 2), math.isqrt(vision.num_patches)),
+    }
 
 
 def _tiled(pixels: Tensor, num_tiles: int) -> dict[str, Tensor]:
@@ -200,6 +212,8 @@ def _features_of(model: Any, kind: str) -> Any:
 def _sound_inputs(model: Any, config: Any, generator: torch.Generator) -> dict[str, Tensor]:
     """Make one spectrogram per text."""
     spectrograms = _spectrograms(config.audio_config, generator)[0].to(model.dtype)
+    if hasattr(config.audio_config, "spec_size"):  # one channel, as of an image
+        return {"input_features": spectrograms[:, None]}
     if "feature_attention_mask" not in inspect.signature(model.forward).parameters:
         return {"input_features": spectrograms}
     mask = torch.ones(BATCH, spectrograms.shape[-1], dtype=torch.long)
@@ -243,8 +257,13 @@ def _images(config: Any, generator: torch.Generator) -> tuple[Tensor, str]:
 
         shape: Any = get_pretrained_cfg_value(config.architecture, "input_size")
         return _random_images(shape, generator)
+    config = getattr(config, "encoder", None) or config
     size = _pair(getattr(config, "image_size", None) or _IMAGE)
-    return _random_images((config.num_channels, *size), generator)
+    frames = getattr(config, "num_frames", None)
+    if frames is None:
+        return _random_images((config.num_channels, *size), generator)
+    pixels = torch.randn(BATCH, frames, config.num_channels, *size, generator=generator, dtype=torch.float64)
+    return pixels, f"{BATCH} random videos of {frames} frames"
 
 
 def _tokens(config: Any, generator: torch.Generator) -> tuple[Tensor, str]:
