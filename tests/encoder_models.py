@@ -140,6 +140,14 @@ ENCODERS: dict[str, tuple[str, str, dict[str, Any]]] = {
             ("Albert", {"embedding_size": 16}),
             ("Deberta", {"relative_attention": True, "pos_att_type": ["c2p", "p2c"]}),
             ("Esm", {"position_embedding_type": "rotary"}),
+            ("Nystromformer", {"segment_means_seq_len": 64, "num_landmarks": 4}),
+            ("Yoso", {}),
+            ("Tapas", {}),
+            ("Luke", {"entity_vocab_size": 20, "entity_emb_size": 16}),
+            ("IBert", {}),
+            ("ConvBert", {"embedding_size": 16, "conv_kernel_size": 3}),
+            ("SqueezeBert", {"embedding_size": 32, "num_attention_heads": 8}),
+            ("MobileBert", {"embedding_size": 16, "intra_bottleneck_size": 24, "true_hidden_size": 24}),
         )
     },
     "Ultrabert-untied": ("UltrabertForMaskedLM", "UltrabertConfig", {**ENCODER, "prediction_head_size": 24}),
@@ -151,6 +159,17 @@ ENCODERS: dict[str, tuple[str, str, dict[str, Any]]] = {
     "Albert-pretraining": ("AlbertForPreTraining", "AlbertConfig", {**ENCODER, "embedding_size": 16}),
     "Esm-absolute": ("EsmForMaskedLM", "EsmConfig", {**ENCODER, "emb_layer_norm_before": True}),
     "Esmc-untied": ("EsmcForMaskedLM", "EsmcConfig", ENCODER),
+    "FNet-pretraining": ("FNetForPreTraining", "FNetConfig", {**ENCODER, "type_vocab_size": 2}),
+    "Flaubert-tied": (
+        "FlaubertWithLMHeadModel",
+        "FlaubertConfig",
+        {"emb_dim": 32, "n_layers": 2, "n_heads": 4, "vocab_size": 50, "max_position_embeddings": 64},
+    ),
+    "Funnel-tied": (
+        "FunnelForMaskedLM",
+        "FunnelConfig",
+        {"d_model": 32, "n_head": 4, "d_head": 6, "d_inner": 40, "block_sizes": [1, 1], "vocab_size": 50},
+    ),
     "BertGeneration": ("BertGenerationDecoder", "BertGenerationConfig", {**ENCODER, "is_decoder": True}),
 }
 
@@ -158,6 +177,8 @@ ENCODERS: dict[str, tuple[str, str, dict[str, Any]]] = {
 RARE = frozenset(
     {
         *("NomicBert-tied", "JinaEmbeddingsV3-tied", "EuroBert-tied", "Deberta-tied", "Esm-tied", "Ultrabert-tied"),
+        *("Nystromformer-tied", "Yoso-tied", "Tapas-tied", "Luke-tied", "IBert-tied", "ConvBert-tied", "Flaubert-tied"),
+        *("MobileBert-tied", "FNet-pretraining", "Funnel-tied"),
         *("Ultrabert-untied", "Albert-pretraining", "Esm-absolute", "Esmc-untied"),
     }
 )

@@ -267,8 +267,9 @@ def _images(config: Any, generator: torch.Generator) -> tuple[Tensor, str]:
 
 
 def _tokens(config: Any, generator: torch.Generator) -> tuple[Tensor, str]:
-    tokens = random_tokens(config.get_text_config().vocab_size, LENGTH, generator)
-    return _as_text(config, tokens), f"{BATCH} sequences of {LENGTH} random tokens"
+    length = getattr(config, "segment_means_seq_len", LENGTH)  # Nyströmformer takes texts of one length
+    tokens = random_tokens(config.get_text_config().vocab_size, length, generator)
+    return _as_text(config, tokens), f"{BATCH} sequences of {length} random tokens"
 
 
 def varied_tokens(config: Any, generator: torch.Generator, batch: int, length: int) -> Tensor:

@@ -20,6 +20,7 @@ import decoders
 import mupscale
 import mupscale_cli
 from cli_runner import commands_of, options_of, run
+from encoder_models import ENCODERS
 from helpers import MODELS, save_mlp
 from multimodal_models import MULTIMODAL
 from mupscale_cli.architecture.loading import matched_values
@@ -86,7 +87,7 @@ def rows(table, heading):
 # The table takes long to make. Models added since need no row in it; their own tests have the same limits.
 RECENT = {
     (getattr(transformers, config).model_type, head)
-    for head, config, _ in (*decoders.MODELS.values(), *MULTIMODAL.values())
+    for head, config, _ in (*decoders.MODELS.values(), *ENCODERS.values(), *MULTIMODAL.values())
 }
 
 
