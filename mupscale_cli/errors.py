@@ -114,7 +114,17 @@ class OptionError(PlanError):
 
 
 class SizeError(PlanError):
-    """Sizes that the function does not allow, or the class of the model."""
+    """Sizes that the function does not allow, or the class of the model.
+
+    Args:
+        message: what is wrong.
+        hint: what to do.
+        axis: the axis that cannot have its size; None if the sizes do not go together.
+    """
+
+    def __init__(self, message: str, *, hint: str | None = None, axis: str | None = None) -> None:
+        super().__init__(message, hint=hint)
+        self.axis = axis
 
 
 class OutputError(MupscaleError):

@@ -228,6 +228,7 @@ class FreshUnits:
                     raise SizeError(
                         f"the axis `{axis.name}` cannot grow from {axis.size} to {axis.wide_size} units: {reason}",
                         hint=_alternative(axis),
+                        axis=axis.name,
                     )
 
     def _obstacles(self, axis: Axis, matches: Mapping[str, Match]) -> Iterator[str]:
