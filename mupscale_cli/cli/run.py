@@ -169,10 +169,7 @@ def _document(file: Path, job: JobPlan, results: tuple[StepResult, ...]) -> dict
         "dry_run": not results,
         "exit_code": exit_code(results),
         "steps": [_step_document(number, step, by_step.get(id(step))) for number, step in enumerate(job.steps, 1)],
-        "disks": [
-            {"place": str(disk.place), "needed": disk.needed, "free": disk.free, "has_room": disk.has_room}
-            for disk in job.disks
-        ],
+        "disks": [disk.as_record() for disk in job.disks],
         "download_bytes": job.download_bytes,
         "memory": {"needed": round(job.memory_bytes), "free": free_memory()},
     }

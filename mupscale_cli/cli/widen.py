@@ -224,7 +224,7 @@ def widen(
 
 def _fetch(source: Source, chosen: WidenOptions, plan: Plan, target: Path) -> Source:
     """Download missing files of the source, before our progress bar starts: the Hub's client shows its own."""
-    if missing := source.missing_bytes(chosen.state):
+    if missing := sum(source.downloads(chosen.state).values()):
         check_output(target, source.checkpoint.path, needed_bytes=plan.num_bytes, overwrite=chosen.overwrite)
         output.note(f"downloading {source.hub} ({output.bytes_text(missing)})")
     return source.fetched(chosen.state)
@@ -256,18 +256,19 @@ def _show_plan(
     planned = with_adapters(source.plan_files(plan, state), source.checkpoint, adapters)
     kinds = source.optimizer_kinds(plan, state)
     state_bytes = (narrow_state_bytes(source, state, {}), wide_state_bytes(source, plan, state, {}))
-    (disk,) = disks([(target, plan.num_bytes + state_bytes[1])])
+    downloads = source.downloads(state)
+    needs = tuple(disks([(target, plan.num_bytes + state_bytes[1]), *downloads.items()]))
     duration = widening_duration(plan, state_bytes, verify=chosen.verify)
     memory = max(WIDENING_BYTES, round(comparison_memory(plan, chosen.model)) if chosen.verify else 0)
     if as_json:
         document = {**render.plan_document(plan, str(target)), "proposals": render.shapes_document(shapes)}
         document["fates"] = files.files_document(planned)
         document["optimizer_kinds"] = list(kinds)
-        document["disk"] = {**vars(disk), "place": str(disk.place), "has_room": disk.has_room}
+        document["disks"] = [disk.as_record() for disk in needs]
         document["memory"] = {"needed": memory, "free": free_memory()}
         document["seconds"] = duration.as_record()
         output.print_document("plan", document)
-        _require_room(disk)
+        _require_room(needs)
         return
     console = output.stdout()
     render.print_shapes(console, shapes)
@@ -288,18 +289,19 @@ def _show_plan(
         markup=False,
         soft_wrap=True,
     )
-    shortage = "" if disk.has_room else ": NOT enough"
-    amounts = f"{output.bytes_text(disk.needed)} needed, {output.bytes_text(disk.free)} free"
-    console.print(f"disk: {amounts} at {disk.place}{shortage}", markup=False, soft_wrap=True)
-    if missing := source.missing_bytes(state):
+    for disk in needs:
+        shortage = "" if disk.has_room else ": NOT enough"
+        amounts = f"{output.bytes_text(disk.needed)} needed, {output.bytes_text(disk.free)} free"
+        console.print(f"disk: {amounts} at {disk.place}{shortage}", markup=False, soft_wrap=True)
+    if missing := sum(downloads.values()):
         console.print(f"download: {output.bytes_text(missing)}", markup=False)
     if repository is not None:
         console.print(f"publish as: {repository}", markup=False)
-    _require_room(disk)
+    _require_room(needs)
 
 
-def _require_room(disk: Disk) -> None:
-    if not disk.has_room:
+def _require_room(needs: Sequence[Disk]) -> None:
+    if not all(disk.has_room for disk in needs):
         raise typer.Exit(2)
 
 

@@ -342,7 +342,7 @@ class PlannedFile(TypedDict):
 
 
 class DiskNeeds(TypedDict):
-    """A file system that outputs are written to."""
+    """A file system that outputs or downloads are written to."""
 
     place: Annotated[str, "A directory on the file system."]
     needed: Annotated[Count, "Bytes to write."]
@@ -382,7 +382,7 @@ class Plan(TypedDict):
     files: Annotated[dict[str, Count], "Size of each weight file in bytes."]
     fates: NotRequired[Annotated[list[PlannedFile], "What becomes of every file of the source."]]
     optimizer_kinds: NotRequired[Annotated[list[str], "Optimizers that the state to widen belongs to."]]
-    disk: NotRequired[Annotated[DiskNeeds, "The file system of the output."]]
+    disks: NotRequired[Annotated[list[DiskNeeds], "File systems of the output and of the Hub's cache."]]
     memory: NotRequired[Annotated[MemoryNeeds, "Memory for writing and verifying."]]
     seconds: NotRequired[Annotated[Duration, "Estimated time, if the disk keeps up and nothing is downloaded."]]
     config: Annotated[list[Change], "Changes of config.json."]
@@ -594,7 +594,7 @@ class Run(TypedDict):
     dry_run: Annotated[bool, "Whether the steps were only planned."]
     exit_code: Annotated[int, "Exit code of the command."]
     steps: Annotated[list[Step], "The steps in order."]
-    disks: Annotated[list[DiskNeeds], "File systems that the job writes to."]
+    disks: Annotated[list[DiskNeeds], "File systems that the job writes to, the Hub's cache included."]
     download_bytes: Annotated[Count, "Bytes that all steps download."]
     memory: Annotated[MemoryNeeds, "Memory of this machine."]
 

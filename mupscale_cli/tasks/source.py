@@ -60,11 +60,11 @@ class Source:
         checkpoint = download(self.remote, self._state_names(state)).with_settings(self.checkpoint.settings)
         return replace(self, checkpoint=checkpoint, is_local=True)
 
-    def missing_bytes(self, state: StateOptions | None = None) -> int:
-        """Return the number of bytes that `fetched` would download."""
+    def downloads(self, state: StateOptions | None = None) -> dict[Path, int]:
+        """Return the files that `fetched` would download: their paths in the cache, and their bytes."""
         if self.remote is None or self.is_local:
-            return 0
-        return self.remote.missing_bytes(self._state_names(state))
+            return {}
+        return self.remote.missing(self._state_names(state))
 
     def _state_names(self, state: StateOptions | None) -> tuple[str, ...]:
         assert self.remote is not None

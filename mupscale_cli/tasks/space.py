@@ -1,4 +1,4 @@
-"""The space on disk that outputs need, estimated from headers. Imports no torch."""
+"""The space on disk that outputs and downloads need, estimated from headers. Imports no torch."""
 
 from __future__ import annotations
 
@@ -6,7 +6,9 @@ import shutil
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
+from mupscale_cli.optimizers.finding import state_files, state_name
 from mupscale_cli.optimizers.options import StateOptions
 from mupscale_cli.plan import Plan
 from mupscale_cli.tasks.source import Source
@@ -14,7 +16,7 @@ from mupscale_cli.tasks.source import Source
 
 @dataclass(frozen=True)
 class Disk:
-    """The space that outputs need on a file system.
+    """The space that is needed on a file system.
 
     Attributes:
         place: a directory on the file system.
@@ -31,6 +33,10 @@ class Disk:
         """Whether the outputs fit."""
         return self.needed <= self.free
 
+    def as_record(self) -> dict[str, Any]:
+        """Return the document of these needs."""
+        return {"place": str(self.place), "needed": self.needed, "free": self.free, "has_room": self.has_room}
+
 
 def wide_state_bytes(source: Source, plan: Plan, options: StateOptions, made: Mapping[Path, int]) -> int:
     """Estimate the size of the wide optimizer state in bytes; it grows as the parameters do.
@@ -46,13 +52,16 @@ def wide_state_bytes(source: Source, plan: Plan, options: StateOptions, made: Ma
 
 
 def narrow_state_bytes(source: Source, options: StateOptions, made: Mapping[Path, int]) -> int:
-    """Return the size of the optimizer state in bytes, with arguments as for the wide one; 0 if it is not here."""
+    """Return the size of the optimizer state in bytes, with arguments as for the wide one; 0 if there is none."""
     if options.optimizer == "none":
         return 0
     checkpoint = source.checkpoint
     if (planned := made.get(checkpoint.path.resolve())) is not None:
         return planned
-    if source.remote is not None or not checkpoint.path.exists():
+    if source.remote is not None and options.optimizer == "auto":
+        name, sizes = state_name(source.remote.sizes), source.remote.sizes
+        return 0 if name is None else sum(sizes[file] for file in state_files(sizes, name))
+    if not checkpoint.path.exists():
         return 0
     if (trained := checkpoint.trained) is not None and trained.state is not None:  # in the file of the weights
         return max(sum(file.stat().st_size for file in trained.files) - checkpoint.num_bytes, 0)
@@ -63,14 +72,14 @@ def narrow_state_bytes(source: Source, options: StateOptions, made: Mapping[Path
     return sum(file.stat().st_size for file in files)
 
 
-def disks(outputs: Iterable[tuple[Path, int]]) -> Iterator[Disk]:
-    """Yield the space that outputs need on each file system.
+def disks(files: Iterable[tuple[Path, int]]) -> Iterator[Disk]:
+    """Yield the space that outputs and downloads need on each file system.
 
     Args:
-        outputs: the path of each output, and its size in bytes.
+        files: the path of each file or folder that will be written, and its size in bytes.
     """
     needed: dict[int, tuple[Path, int, int]] = {}
-    for target, num_bytes in outputs:
+    for target, num_bytes in files:
         place = next(parent for parent in target.resolve().parents if parent.exists())
         device = place.stat().st_dev
         place, total, reused = needed.get(device, (place, 0, 0))

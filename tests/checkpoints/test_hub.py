@@ -219,6 +219,28 @@ def test_the_optimizer_state_is_downloaded_when_it_is_widened(hub, saved):
     assert find_source("org/run", with_state=True).checkpoint.path == fetched
 
 
+def test_dry_runs_count_the_state_and_the_download(hub, saved, tmp_path):
+    state = 10**6
+    hub.add("org/run", {**content(saved("Llama-tied")), "optimizer.pt": b"x"}, sizes={"optimizer.pt": state})
+    size = sum(map(len, content(saved("Llama-tied")).values())) + state
+
+    def planned(*words):
+        return json.loads(run(*words, "--dry-run", "--json").out)
+
+    plan = planned("widen", "org/run", "-f", "2", "-o", str(tmp_path / "wide"))
+    wide_state = state * plan["parameters"]["after"] // plan["parameters"]["before"]
+    total = sum(disk["needed"] for disk in plan["disks"])
+    assert plan["bytes"] + wide_state < total <= plan["bytes"] + wide_state + size
+    without = planned("widen", "org/run", "-f", "2", "-o", str(tmp_path / "wide"), "--optimizer", "none")
+    assert sum(disk["needed"] for disk in without["disks"]) < total - wide_state
+    (tmp_path / "job.yaml").write_text(
+        "steps:\n" + "".join(f"  - widen: org/run\n    factor: 2\n    output: wide{n}\n" for n in range(2))
+    )
+    job = planned("run", str(tmp_path / "job.yaml"))
+    assert job["download_bytes"] == total - plan["bytes"] - wide_state  # once for both steps
+    assert sum(disk["needed"] for disk in job["disks"]) == 2 * (plan["bytes"] + wide_state) + job["download_bytes"]
+
+
 def test_subfolders_are_planned_from_the_listing_and_only_carried_ones_downloaded(hub, saved, tmp_path):
     template, model = "additional_chat_templates/rag.jinja", "onnx/model.onnx"
     hub.add("org/tiny", {**content(saved("Llama-tied")), template: b"x", model: b"x" * 100})

@@ -121,7 +121,7 @@ def test_a_dry_run_says_whether_the_disk_has_room(saved, tmp_path, monkeypatch):
     arguments = ("widen", str(saved("Llama-tied")), "-f", "2", "-o", str(tmp_path / "wide"), "--dry-run")
     assert re.search(r"disk: .*B needed, .*B free at ", run(*arguments).out)
     document = json.loads(run(*arguments, "--json").out)
-    assert document["disk"]["needed"] == document["bytes"]
+    assert [disk["needed"] for disk in document["disks"]] == [document["bytes"]]
     assert document["memory"]["needed"] >= 500_000_000
     seconds = document["seconds"]
     assert seconds.pop("total") == pytest.approx(sum(seconds.values()))

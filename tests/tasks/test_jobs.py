@@ -277,7 +277,7 @@ def test_a_step_accepts_the_options_of_its_command():
         given.setdefault(command, set()).update(
             option.lstrip("-") for option in parameter.opts if option.startswith("--")
         )
-    shared = {"json", "quiet", "verbose", "debug", "help", "dry-run"}
+    shared = {"json", "quiet", "verbose", "debug", "color", "log-file", "help", "dry-run"}
     pushing = {"push-to-hub", "push-revision", "private", "create-pr", "commit-message", "with-optimizer"}
     assert set(OPTIONS["widen"]) == given["widen"] - shared - pushing - {
         "resume",

@@ -66,9 +66,10 @@ class RemoteModel:
         own = {file.name for file in self.checkpoint.plan_files() if file.fate != "left behind"}
         return tuple(sorted(self.sizes.keys() & {*own, RECORD, *more}))
 
-    def missing_bytes(self, more: Collection[str] = ()) -> int:
-        """Return how many bytes of the needed files still have to be downloaded."""
-        return sum(self.sizes[name] for name in self.needed(more) if not (self.folder / name).exists())
+    def missing(self, more: Collection[str] = ()) -> dict[Path, int]:
+        """Return the needed files that still have to be downloaded: their paths in the cache, and their bytes."""
+        files = {self.folder / name: self.sizes[name] for name in self.needed(more)}
+        return {file: num_bytes for file, num_bytes in files.items() if not file.exists()}
 
 
 def open_remote(model: HubId) -> RemoteModel:

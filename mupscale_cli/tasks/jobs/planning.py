@@ -62,7 +62,8 @@ def plan_job(steps: Sequence[Step], *, overwrite: bool = False) -> JobPlan:
             raise
         planned_steps.append(planned)
     outputs = [(planned.target, planned.disk_bytes) for planned in planned_steps if planned.disk_bytes]
-    return JobPlan(tuple(planned_steps), tuple(disks(outputs)))
+    downloads = {file: num_bytes for planned in planned_steps for file, num_bytes in planned.downloads.items()}
+    return JobPlan(tuple(planned_steps), tuple(disks([*outputs, *downloads.items()])))
 
 
 def _plan_widen(step: WidenStep, made: Mapping[Path, Plan], states: Mapping[Path, int]) -> PlannedStep:
@@ -91,7 +92,7 @@ def _plan_widen(step: WidenStep, made: Mapping[Path, Plan], states: Mapping[Path
         target,
         plan,
         0 if why is None else plan.num_bytes + wide_state_bytes(source, plan, options.state, states),
-        0 if why is None else source.missing_bytes(options.state),
+        {} if why is None else source.downloads(options.state),
         0 if why is None else max(WIDENING_BYTES, compared),
     )
 

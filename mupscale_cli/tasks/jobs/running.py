@@ -50,7 +50,7 @@ def run_job(job: JobPlan, events: JobEvents = JobEvents(), *, processes: int | N
     for disk in job.disks:
         if not disk.has_room:
             raise RunError(
-                f"not enough disk space: the outputs take {bytes_text(disk.needed)}, `{disk.place}` has "
+                f"not enough disk space: outputs and downloads take {bytes_text(disk.needed)}, `{disk.place}` has "
                 f"{bytes_text(disk.free)} free",
                 hint="free some space, or write to another disk",
             )

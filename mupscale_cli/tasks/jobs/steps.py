@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal, Union
@@ -76,7 +76,7 @@ class PlannedStep:
         target: the path that it writes, verifies or pushes.
         plan: the plan of a widening; None for other steps.
         disk_bytes: bytes that it writes.
-        download_bytes: bytes that it downloads from the Hub.
+        downloads: what it downloads from the Hub: paths in the cache, and their bytes.
         memory_bytes: estimate of its peak memory.
     """
 
@@ -87,8 +87,12 @@ class PlannedStep:
     target: Path
     plan: Plan | None = None
     disk_bytes: int = 0
-    download_bytes: int = 0
+    downloads: Mapping[Path, int] = field(default_factory=dict)
     memory_bytes: float = 0
+
+    @property
+    def download_bytes(self) -> int:
+        return sum(self.downloads.values())
 
 
 @dataclass(frozen=True)
@@ -105,7 +109,7 @@ class JobPlan:
 
     @property
     def download_bytes(self) -> int:
-        return sum(step.download_bytes for step in self.steps)
+        return sum({file: size for step in self.steps for file, size in step.downloads.items()}.values())
 
     @property
     def memory_bytes(self) -> float:
