@@ -23,6 +23,18 @@ VISION = {
     "patch_size": 8,
 }
 CLIP = {"text_config": {**TEXT, "eos_token_id": 49}, "vision_config": VISION, "projection_dim": 16}
+ANY_ASPECT = {**{key: VISION[key] for key in VISION if key != "image_size"}, "num_patches": 16}
+HTSAT = {
+    "spec_size": 32,
+    "num_mel_bins": 8,
+    "patch_size": 4,
+    "patch_stride": [4, 4],
+    "patch_embeds_hidden_size": 16,
+    "hidden_size": 32,
+    "depths": [1, 1],
+    "num_attention_heads": [2, 4],
+    "window_size": 2,
+}
 SWIN = {"embed_dim": 16, "depths": [2, 1], "num_heads": [2, 4], "image_size": 32, "patch_size": 4, "window_size": 4}
 STAGES = {"hidden_sizes": [8, 16], "depths": [2, 1], "num_labels": 3}
 PYRAMID = {**STAGES, "num_encoder_blocks": 2, "num_attention_heads": [1, 2], "mlp_ratios": [2, 3], "strides": [4, 2]}
@@ -63,28 +75,16 @@ MODELS: dict[str, tuple[str, str, dict[str, Any]]] = {
         "Siglip2Config",
         {
             "text_config": {**TEXT, "projection_size": 24},
-            "vision_config": {**{key: VISION[key] for key in VISION if key != "image_size"}, "num_patches": 16},
+            "vision_config": ANY_ASPECT,
         },
     ),
     "CLAP-both": (
         "ClapModel",
         "ClapConfig",
-        {
-            "text_config": TEXT,
-            "audio_config": {
-                "spec_size": 32,
-                "num_mel_bins": 8,
-                "patch_size": 4,
-                "patch_stride": [4, 4],
-                "patch_embeds_hidden_size": 16,
-                "hidden_size": 32,
-                "depths": [1, 1],
-                "num_attention_heads": [2, 4],
-                "window_size": 2,
-            },
-            "projection_dim": 16,
-        },
+        {"text_config": TEXT, "audio_config": HTSAT, "projection_dim": 16},
     ),
+    "CLAP-audio": ("ClapAudioModel", "ClapAudioConfig", HTSAT),
+    "Siglip2Vision": ("Siglip2VisionModel", "Siglip2VisionConfig", ANY_ASPECT),
     "Swinv2-classifier": ("Swinv2ForImageClassification", "Swinv2Config", SWIN),
     "DonutSwin": ("DonutSwinModel", "DonutSwinConfig", SWIN),
     "MaskFormerSwin": ("MaskFormerSwinModel", "MaskFormerSwinConfig", SWIN),

@@ -125,9 +125,7 @@ def rename_as_part(document: Entries, part: Part, section: str) -> tuple[Entries
         return _renamed(text, f"{part.name}.{text.value}")
 
     def axis_or_word(name: str) -> str:
-        return (
-            rename(name) if name in local else name
-        )  # the composite recipe's prefix has the words of its parts' prefixes
+        return rename(name) if name in local else name  # a word of the part's prefix, which the composite has as well
 
     def expression(node: Node) -> Node:
         return _map_texts(node, lambda text: _expression(text, rename))

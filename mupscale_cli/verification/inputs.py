@@ -115,13 +115,15 @@ def _transformers_inputs(model: Any, generator: torch.Generator) -> Inputs:
     """
     config: Any = model.config
     name = getattr(model, "main_input_name", "input_ids")
+    reads = inspect.signature(model.forward).parameters
+    if name == "pixel_values" and "spatial_shapes" in reads:
+        return Inputs((), _rows_of_patches(config, model.dtype, generator), f"{BATCH} random images as rows of patches")
     if name not in _KINDS:
         raise _unknown_kind(name)
     values, description = _KINDS[name](config, generator)
     keywords = {name: values}
     if getattr(config, "is_encoder_decoder", False):
         keywords["decoder_input_ids"] = _tokens(config, generator)[0]
-    reads = inspect.signature(model.forward).parameters
     if name == "input_ids" and getattr(config, "vision_config", None) is not None and "pixel_values" not in reads:
         description += " without images"  # this class takes them in a form of its own
     elif name == "input_ids" and getattr(config, "vision_config", None) is not None:
@@ -212,8 +214,6 @@ def _features_of(model: Any, kind: str) -> Any:
 def _sound_inputs(model: Any, config: Any, generator: torch.Generator) -> dict[str, Tensor]:
     """Make one spectrogram per text."""
     spectrograms = _spectrograms(config.audio_config, generator)[0].to(model.dtype)
-    if hasattr(config.audio_config, "spec_size"):  # one channel, as of an image
-        return {"input_features": spectrograms[:, None]}
     if "feature_attention_mask" not in inspect.signature(model.forward).parameters:
         return {"input_features": spectrograms}
     mask = torch.ones(BATCH, spectrograms.shape[-1], dtype=torch.long)
@@ -303,6 +303,8 @@ def _spectrograms(config: Any, generator: torch.Generator) -> tuple[Tensor, str]
     bands = next((value for key in _BANDS if (value := getattr(config, key, None))), None)
     if bands is not None:
         shape = (BATCH, _FRAMES, bands)
+    elif hasattr(config, "spec_size"):  # read as images of one channel
+        shape = (BATCH, 1, _FRAMES, config.num_mel_bins)
     elif hasattr(config, "max_source_positions"):
         shape = (BATCH, config.num_mel_bins, 2 * config.max_source_positions)  # the encoder halves their length
     elif hasattr(config, "num_mel_bins"):
