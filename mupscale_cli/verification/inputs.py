@@ -302,9 +302,9 @@ def _spectrograms(config: Any, generator: torch.Generator) -> tuple[Tensor, str]
     config = getattr(config, "encoder_config", None) or config
     bands = next((value for key in _BANDS if (value := getattr(config, key, None))), None)
     if bands is not None:
-        shape = (BATCH, _FRAMES, bands)
+        shape: tuple[int, ...] = (BATCH, _FRAMES, bands)
     elif hasattr(config, "spec_size"):  # read as images of one channel
-        shape = (BATCH, 1, _FRAMES, config.num_mel_bins)
+        shape = (BATCH, 1, config.spec_size**2 // config.num_mel_bins, config.num_mel_bins)
     elif hasattr(config, "max_source_positions"):
         shape = (BATCH, config.num_mel_bins, 2 * config.max_source_positions)  # the encoder halves their length
     elif hasattr(config, "num_mel_bins"):
