@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import json
 import tempfile
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 from types import ModuleType
-from typing import Any, Protocol
+from typing import Any
 
 import torch
 from safetensors.torch import load_file, save_file
@@ -18,7 +19,8 @@ from torch import Tensor, nn
 from mupscale_cli.checkpoints.header import read_header
 from mupscale_cli.checkpoints.libraries import Library
 from mupscale_cli.errors import VerifyError
-from mupscale_cli.infer.tiny import Task, model_class, randomize, use_eager
+from mupscale_cli.infer.placement import Placement, find_placement, numbered
+from mupscale_cli.infer.tiny import Task, model_class, randomize, use_eager, without_initialization
 from mupscale_cli.infer.tiny_configs import config_class
 from mupscale_cli.verification.inputs import reference_inputs, user_inputs
 from mupscale_cli.verification.outputs import output_tensor
@@ -26,9 +28,10 @@ from mupscale_cli.verification.precision import everything_in
 
 Config = dict[str, Any]
 Shapes = dict[str, tuple[int, ...]]
+_MAX_REUSABLE = 50_000_000  # parameters of all models that are kept for another question
 
 
-class Architecture(Protocol):
+class Architecture(ABC):
     """What drafting a recipe needs from an architecture.
 
     Attributes:
@@ -38,31 +41,76 @@ class Architecture(Protocol):
 
     name: str
     config: Config
+    _num_reusable = 0  # parameters of the models that are kept
 
+    @abstractmethod
     def build(self, config: Mapping[str, Any]) -> nn.Module:
         """Build a model in float64 and evaluation mode; any error means that the config is impossible."""
 
-    def shapes(self, config: Mapping[str, Any]) -> Shapes:
-        """Return the shape of every tensor on disk, by name."""
-
+    @abstractmethod
     def disk_tensors(self, model: nn.Module) -> dict[str, Tensor]:
         """Return the tensors of a model as its checkpoint stores them."""
 
-    def fill(self, model: nn.Module, config: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> nn.Module:
-        """Return a model of the config with these tensors from disk; it may be `model` itself."""
-
+    @abstractmethod
     def save(self, model: nn.Module, config: Mapping[str, Any], directory: Path) -> Path:
         """Save a checkpoint and return the path that `mupscale widen` takes."""
 
+    @abstractmethod
     def settings(self, stored: Mapping[str, Any]) -> Config:
         """Return the config that `build` takes, from the content of the config's file."""
 
+    @abstractmethod
     def run(self, model: nn.Module) -> Tensor:
         """Run the model on inputs that depend only on the architecture, and return its output."""
 
+    def fill(self, config: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> nn.Module:
+        """Return a model of the config with these tensors from disk. The next call for this config overwrites it."""
+        model = self.reusable(config)
+        model.load_state_dict(dict(tensors), strict=False)
+        return model
+
+    def stored_shapes(self, model: nn.Module) -> Shapes:
+        """Return the shapes of the tensors that a checkpoint of a model stores, by name."""
+        return _shapes(self.disk_tensors(model))
+
+    def reusable(self, config: Mapping[str, Any]) -> nn.Module:
+        """Return a model of a config, built once for all questions. Its values are those of its last use."""
+        key = _key(config)
+        if key not in self._models:
+            self._models[key] = self.build(config)
+            self._num_reusable += sum(parameter.numel() for parameter in self._models[key].parameters())
+            if self._num_reusable > _MAX_REUSABLE:
+                self._models, self._num_reusable = {key: self._models[key]}, 0
+        return self._models[key]
+
+    def shapes(self, config: Mapping[str, Any]) -> Shapes:
+        """Return the shape of every tensor on disk, by name; any error means that the config is impossible."""
+        key = _key(config)
+        if key not in self._known_shapes:
+            try:
+                self._known_shapes[key] = self.stored_shapes(self.reusable(config))
+            except Exception as error:  # noqa: BLE001 (architectures raise anything)
+                self._known_shapes[key] = error
+        found = self._known_shapes[key]
+        if isinstance(found, Exception):
+            raise found
+        return found
+
+    @cached_property
+    def _models(self) -> dict[str, nn.Module]:
+        return {}
+
+    @cached_property
+    def _known_shapes(self) -> dict[str, Shapes | Exception]:
+        return {}
+
+
+def _key(config: Mapping[str, Any]) -> str:
+    return repr(sorted(config.items(), key=lambda item: item[0]))
+
 
 @dataclass
-class TransformersArchitecture:
+class TransformersArchitecture(Architecture):
     """A model type of transformers with one of its heads."""
 
     name: str
@@ -70,6 +118,14 @@ class TransformersArchitecture:
     config: Config
 
     def build(self, config: Mapping[str, Any]) -> nn.Module:
+        if self._needs_initialization:
+            return self._initialized(config)
+        with everything_in(torch.float64), without_initialization():
+            model: nn.Module = self._class(self._config_object(config))
+        model.tie_weights()  # type: ignore[operator]
+        return model.to(torch.float64).eval()
+
+    def _initialized(self, config: Mapping[str, Any]) -> nn.Module:
         with everything_in(torch.float64):
             model: nn.Module = self._class(self._config_object(config))
         return model.to(torch.float64).eval()
@@ -79,49 +135,67 @@ class TransformersArchitecture:
         use_eager(config_object)
         return config_object
 
-    @property
+    @cached_property
     def _class(self) -> Any:
         return model_class(self.name, self.task)
 
     @cached_property
-    def _tiny_shapes(self) -> tuple[Shapes, Shapes, Shapes]:
-        """Shapes of the tiny model: in memory, as its class converts them for the disk, and on disk."""
-        model = self.build(self.config)
-        return _shapes(model.state_dict()), _shapes(_converted(model)), _shapes(self.disk_tensors(model))
+    def _tiny(self) -> _Stored:
+        model = self._initialized(self.config)
+        return _Stored(model, model.state_dict(), _converted(model), _saved(model))
 
     @cached_property
-    def _is_direct(self) -> bool:
-        """Whether tensors have the same names and shapes on disk as in memory."""
-        memory, _, disk = self._tiny_shapes
-        return disk.items() <= memory.items()
+    def _needs_initialization(self) -> bool:
+        """Whether a class computes values that its checkpoints leave out, such as tables of positions."""
+        tiny = self._tiny
+        names = tiny.disk if tiny.is_direct else tiny.memory  # a model that is not filled directly is loaded
+        given = {tiny.memory[name].data_ptr() for name in names}
+        if any(value.data_ptr() not in given for value in tiny.memory.values() if value.numel()):
+            return True
+        with everything_in(torch.float64), without_initialization():
+            bare = self._class(self._config_object(self.config)).to(torch.float64)
+        values = dict(bare.named_buffers())
+        return any(
+            name not in tiny.memory and not torch.equal(value, values[name])
+            for name, value in tiny.model.named_buffers()
+        )
 
-    def shapes(self, config: Mapping[str, Any]) -> Shapes:
-        _, converted, disk = self._tiny_shapes
-        if not disk.items() <= converted.items():
-            return _shapes(self.disk_tensors(self.build(config)))
-        try:
-            with torch.device("meta"):
-                shapes = _shapes(_converted(self._class(self._config_object(config))))
-        except (RuntimeError, NotImplementedError, TypeError):
-            shapes = _shapes(_converted(self.build(config)))
-        return {name: shape for name, shape in shapes.items() if name in disk or name not in converted}
+    def stored_shapes(self, model: nn.Module) -> Shapes:
+        if not self._tiny.is_convertible:
+            return _shapes(_saved(model))
+        shapes = _shapes(_converted(model))
+        return {name: shape for name, shape in shapes.items() if name not in self._tiny.left_out}
 
     def disk_tensors(self, model: nn.Module) -> dict[str, Tensor]:
-        with tempfile.TemporaryDirectory(prefix="mupscale-") as folder:
-            model.save_pretrained(folder)  # type: ignore[operator]
-            tensors: dict[str, Tensor] = {}
-            for file in sorted(Path(folder).glob("*.safetensors")):
-                order = [tensor.spec.name for tensor in read_header(file).tensors]
-                loaded = load_file(file)
-                tensors |= {name: loaded[name] for name in order}
-        return tensors
+        converted = _converted(model)
+        if not self._tiny.is_convertible or _shapes(converted) != _shapes(self._tiny.converted):
+            return _saved(model)
+        return {name: converted[name].detach().clone() for name in self._tiny.disk}
 
-    def fill(self, model: nn.Module, config: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> nn.Module:
-        if self._is_direct:
-            _, unexpected = model.load_state_dict(dict(tensors), strict=False)
-            if unexpected:
-                raise VerifyError(f"the model has no {unexpected[:3]}")
-            return model
+    def fill(self, config: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> nn.Module:
+        if not self._tiny.is_direct:
+            return self._filled_by_conversion(config, tensors)
+        model = self.reusable(config)
+        _, unexpected = model.load_state_dict(dict(tensors), strict=False)
+        if unexpected:
+            raise VerifyError(f"the model has no {unexpected[:3]}")
+        return model
+
+    def _filled_by_conversion(self, config: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> nn.Module:
+        """Fill a model whose loading converts tensors; what the conversion does is found once for the same shapes."""
+        key = repr(_shapes(tensors))
+        if key not in self._placements:
+            self._placements[key] = find_placement(self._loaded(config, numbered(tensors)), tensors)
+        placement = self._placements[key]
+        if placement is None:
+            return self._loaded(config, tensors)
+        return placement.fill(self.reusable(config), tensors)
+
+    @cached_property
+    def _placements(self) -> dict[str, Placement | None]:
+        return {}
+
+    def _loaded(self, config: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> nn.Module:
         with everything_in(torch.float64):
             loaded, info = self._class.from_pretrained(
                 None,
@@ -152,8 +226,45 @@ class TransformersArchitecture:
             return output_tensor(model(**inputs.keywords))
 
 
+@dataclass(frozen=True)
+class _Stored:
+    """The tiny model: in memory, as its class converts it for the disk, and as it saves it."""
+
+    model: nn.Module
+    memory: Mapping[str, Tensor]
+    converted: Mapping[str, Tensor]
+    disk: Mapping[str, Tensor]
+
+    @cached_property
+    def is_direct(self) -> bool:
+        """Whether tensors have the same names and shapes on disk as in memory."""
+        return _shapes(self.disk).items() <= _shapes(self.memory).items()
+
+    @cached_property
+    def is_convertible(self) -> bool:
+        """Whether the conversion alone, without a save, shows what is on disk."""
+        return _shapes(self.disk).items() <= _shapes(self.converted).items()
+
+    @cached_property
+    def left_out(self) -> frozenset[str]:
+        """The names that a checkpoint leaves out, such as that of a tied readout."""
+        return frozenset(self.converted) - frozenset(self.disk)
+
+
+def _saved(model: nn.Module) -> dict[str, Tensor]:
+    """Return the tensors of a model that `save_pretrained` writes, in their order."""
+    with tempfile.TemporaryDirectory(prefix="mupscale-") as folder:
+        model.save_pretrained(folder)  # type: ignore[operator]
+        tensors: dict[str, Tensor] = {}
+        for file in sorted(Path(folder).glob("*.safetensors")):
+            order = [tensor.spec.name for tensor in read_header(file).tensors]
+            loaded = load_file(file)
+            tensors |= {name: loaded[name] for name in order}
+    return tensors
+
+
 @dataclass
-class UserArchitecture:
+class UserArchitecture(Architecture):
     """An architecture that the user's function builds."""
 
     name: str
@@ -165,9 +276,6 @@ class UserArchitecture:
         with everything_in(torch.float64):
             return self.build_model(dict(config)).to(torch.float64).eval()
 
-    def shapes(self, config: Mapping[str, Any]) -> Shapes:
-        return _shapes(self.disk_tensors(self.build(config)))
-
     def disk_tensors(self, model: nn.Module) -> dict[str, Tensor]:
         tensors: dict[str, Tensor] = {}
         seen = set()
@@ -176,11 +284,6 @@ class UserArchitecture:
                 tensors[name] = tensor.detach().clone()
             seen.add(tensor.data_ptr())
         return tensors
-
-    def fill(self, model: nn.Module, config: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> nn.Module:
-        del config
-        model.load_state_dict(dict(tensors), strict=False)
-        return model
 
     def save(self, model: nn.Module, config: Mapping[str, Any], directory: Path) -> Path:
         directory.mkdir(parents=True, exist_ok=True)
@@ -199,7 +302,7 @@ class UserArchitecture:
 
 
 @dataclass
-class LibraryArchitecture:
+class LibraryArchitecture(Architecture):
     """An architecture that a library other than transformers builds; the keys of its config are dotted."""
 
     name: str
@@ -211,17 +314,8 @@ class LibraryArchitecture:
         with everything_in(torch.float64):
             return self.library.build(self.package, nested_config(config)).to(torch.float64).eval()
 
-    def shapes(self, config: Mapping[str, Any]) -> Shapes:
-        with torch.device("meta"):
-            return _shapes(self.library.build(self.package, nested_config(config)).state_dict())
-
     def disk_tensors(self, model: nn.Module) -> dict[str, Tensor]:
         return {name: tensor.detach().clone() for name, tensor in model.state_dict().items()}
-
-    def fill(self, model: nn.Module, config: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> nn.Module:
-        del config
-        model.load_state_dict(dict(tensors), strict=False)
-        return model
 
     def save(self, model: nn.Module, config: Mapping[str, Any], directory: Path) -> Path:
         directory.mkdir(parents=True, exist_ok=True)

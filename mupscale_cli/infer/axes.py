@@ -157,7 +157,7 @@ class _AxisFinder:
 
     def _runs(self, powers: Mapping[str, int]) -> bool:
         try:
-            self.architecture.run(self.architecture.build(self._scaled(powers)))
+            self.architecture.run(self.architecture.reusable(self._scaled(powers)))
         except Exception:  # noqa: BLE001 (architectures raise anything)
             return False
         return True

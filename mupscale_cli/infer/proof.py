@@ -52,7 +52,7 @@ class ProofModel:
         with tempfile.TemporaryDirectory(prefix="mupscale-") as folder:
             config = open_checkpoint(architecture.save(model, architecture.config, Path(folder) / "narrow")).config
         tensors = architecture.disk_tensors(model)
-        loaded = architecture.fill(model, architecture.config, tensors)  # as every wide model is
+        loaded = architecture.fill(architecture.config, tensors)  # as every wide model is
         return cls(architecture, tied, config or {}, tensors, architecture.run(loaded))
 
     def widen(self, recipe: Recipe, factors: Mapping[str, int]) -> float | str:
@@ -63,7 +63,7 @@ class ProofModel:
             plan = make_plan(recipe, specs, self.config, Request(axes=factors), None)
             wide = {each.target.name: expand_whole(each, self.tensors[each.source.name]) for each in plan.tensors}
             config = architecture.settings(plan.config or {})
-            output = architecture.run(architecture.fill(architecture.build(config), config, wide))
+            output = architecture.run(architecture.fill(config, wide))
         except Exception as error:  # noqa: BLE001 (architectures raise anything)
             return first_line(error)
         if output.shape != self.output.shape:

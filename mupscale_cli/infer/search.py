@@ -26,8 +26,8 @@ class Budget:
     """
 
     trials: int = 160
-    seconds: float = 10.0
-    total: float = 30.0
+    seconds: float = 5.0
+    total: float = 15.0
 
 
 DEFAULT_BUDGET = Budget()

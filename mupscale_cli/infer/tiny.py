@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -82,6 +83,16 @@ def use_eager(config: Any) -> None:
     """Select the eager implementations, which can compute in float64."""
     for name in ("_attn_implementation", "_experts_implementation"):
         setattr(config, name, "eager")
+
+
+@contextmanager
+def without_initialization() -> Iterator[None]:
+    """Build models of transformers without the values that their classes give them, which takes most of the time."""
+    import_transformers()
+    from transformers.initialization import no_init_weights
+
+    with no_init_weights():
+        yield
 
 
 def build(model_type: str, task: Task, settings: Mapping[str, Any], seed: int = 0) -> TinyModel:

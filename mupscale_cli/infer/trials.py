@@ -26,7 +26,6 @@ from mupscale_cli.plan.dims import map_dim, power_scale
 from mupscale_cli.text import NUMBER_IN_NAME
 
 TOLERANCE = 1e-9
-_MAX_CACHED_MODELS = 24
 _MAX_CACHED_TENSORS = 4000
 
 
@@ -116,7 +115,7 @@ class TrialRunner:
         self.architecture = architecture
         self.axes = axes
         self.tensors = architecture.disk_tensors(model)
-        narrow = architecture.fill(architecture.build(architecture.config), architecture.config, self.tensors)
+        narrow = architecture.fill(architecture.config, self.tensors)
         with recorded(narrow) as self.narrow:
             self.output = architecture.run(narrow)
         self.last_norm = last_norm(groups, self.narrow.order)
@@ -124,7 +123,6 @@ class TrialRunner:
         names = (*self.narrow.order, *architecture.config)
         self.is_rotary = any("rotary" in name or "rope" in name for name in names)
         self.num_trials = 0
-        self._models: dict[str, nn.Module] = {}
         self._layouts: dict[str, Layout] = {}
         self._wide_tensors: dict[Any, list[tuple[str, Tensor]]] = {}
 
@@ -134,9 +132,7 @@ class TrialRunner:
         config = self._wide_config(state, factors)
         all_factors = self.axes.with_aliases({axis.name: factors.get(axis.name, 1) for axis in self.axes.candidates})
         try:
-            model = self._model(config)
-            tensors = self._widen_tensors(state, all_factors)
-            model = self.architecture.fill(model, config, tensors)
+            model = self.architecture.fill(config, self._widen_tensors(state, all_factors))
             with recorded(model) as wide:
                 output = self.architecture.run(model)
         except Exception as error:  # noqa: BLE001 (architectures raise anything)
@@ -146,14 +142,6 @@ class TrialRunner:
     def _wide_config(self, state: State, factors: Mapping[str, int]) -> dict[str, Any]:
         moving_keys = (CandidateAxis(axis, 1, ((key, power),), key) for axis, key, power in state.keys)
         return scaled_config(self.architecture.config, (*self.axes.candidates, *moving_keys), factors)
-
-    def _model(self, config: dict[str, Any]) -> nn.Module:
-        key = repr(sorted(config.items(), key=lambda item: item[0]))
-        if key not in self._models:
-            if len(self._models) > _MAX_CACHED_MODELS:
-                self._models.clear()
-            self._models[key] = self.architecture.build(config)
-        return self._models[key]
 
     def _widen_tensors(self, state: State, factors: Mapping[str, int]) -> dict[str, Tensor]:
         axes = {name: Axis(name, size, factors[name]) for name, size in self.axes.tiny_sizes.items()}
