@@ -362,6 +362,7 @@ def infer_recipe(
     draft = infer_target(target, task, config, note=output.note)
     for axis, reason in draft.fixed.items():
         output.note(f"axis {axis} is fixed: {reason}")
+    output.note(f"`--factor` widens {draft.bare_factor}")
     output.note(f"verified on random tiny models in float64: largest relative difference {draft.worst:.1e}")
     document = {
         "target": target,

@@ -277,13 +277,8 @@ class UserArchitecture(Architecture):
             return self.build_model(dict(config)).to(torch.float64).eval()
 
     def disk_tensors(self, model: nn.Module) -> dict[str, Tensor]:
-        tensors: dict[str, Tensor] = {}
-        seen = set()
-        for name, tensor in model.state_dict().items():
-            if tensor.data_ptr() not in seen or tensor.numel() == 0:
-                tensors[name] = tensor.detach().clone()
-            seen.add(tensor.data_ptr())
-        return tensors
+        shares = shared_names(model)
+        return {name: tensor.detach().clone() for name, tensor in model.state_dict().items() if name not in shares}
 
     def save(self, model: nn.Module, config: Mapping[str, Any], directory: Path) -> Path:
         directory.mkdir(parents=True, exist_ok=True)
@@ -330,6 +325,17 @@ class LibraryArchitecture(Architecture):
         inputs = reference_inputs(model, torch.Generator().manual_seed(0), self.library)
         with everything_in(torch.float64), torch.no_grad():
             return output_tensor(model(*inputs.arguments, **inputs.keywords))
+
+
+def shared_names(model: nn.Module) -> dict[str, str]:
+    """Return the further names of tensors that a model's state has under several names, each with the first one."""
+    first: dict[tuple[int, tuple[int, ...]], str] = {}
+    shares = {}
+    for name, tensor in model.state_dict().items():
+        kept = first.setdefault((tensor.data_ptr(), tuple(tensor.shape)), name)
+        if kept != name and tensor.numel():
+            shares[name] = kept
+    return shares
 
 
 def flat_config(config: Mapping[str, Any], prefix: str = "") -> Config:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import itertools
 import re
 from collections import defaultdict
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Container, Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
 
 from torch import nn
@@ -15,7 +15,7 @@ from mupscale_cli.infer.errors import InferError
 from mupscale_cli.infer.forms import possible_forms
 from mupscale_cli.infer.layouts import Dimension, Group
 from mupscale_cli.infer.shapes import DoubledShapes, Polynomial, fit_polynomial
-from mupscale_cli.infer.vocabulary import INNER, INNER_NORM, module_of
+from mupscale_cli.infer.vocabulary import INNER, INNER_ALONE, INNER_NORM, OUTER, module_of
 from mupscale_cli.text import NUMBER_IN_NAME, starred
 
 _NameAxes = Mapping[str, tuple[tuple[int, str], ...]]
@@ -36,6 +36,7 @@ def find_groups(doubled: DoubledShapes, axes: Axes, model: nn.Module, order: Seq
     name_axes = _find_name_axes(doubled, axes)
     moving_axes = _find_moving_axes(doubled, axes)
     modules = dict(model.named_modules())
+    attentions = _attentions(order)
     grouped: dict[tuple[str, tuple[Polynomial, ...]], list[str]] = defaultdict(list)
     for name in order:
         polynomials = tuple(
@@ -55,7 +56,7 @@ def find_groups(doubled: DoubledShapes, axes: Axes, model: nn.Module, order: Seq
     for (pattern, polynomials), names in grouped.items():
         first = names[0]
         kind = _module_kind(first, modules)
-        place = _attention_place(first)
+        place = _attention_place(first, attentions)
         dims = tuple(
             possible_forms(value, axes, heads_first=_is_heads_first(place, kind, position, len(polynomials)))
             for position, value in enumerate(polynomials)
@@ -194,6 +195,10 @@ def _module_kind(name: str, modules: Mapping[str, nn.Module]) -> str:
     if module is None:
         # The name exists only on disk: assume that a matrix belongs to a linear layer.
         return "Linear?" if leaf == "weight" else "Parameter"
+    if isinstance(module, (nn.RNNBase, nn.RNNCellBase)):
+        return "Bias" if leaf.startswith("bias") else "Linear"
+    if leaf == "in_proj_weight":
+        return "Linear?"
     if leaf not in ("weight", "bias"):
         return "Parameter"
     if leaf == "bias":
@@ -211,11 +216,19 @@ def _module_kind(name: str, modules: Mapping[str, nn.Module]) -> str:
     return "Norm" if "norm" in type(module).__name__.lower() else "Linear?"
 
 
-def _attention_place(name: str) -> str:
+def _attentions(names: Iterable[str]) -> frozenset[str]:
+    """Return the modules that own projections named as those of attention."""
+    owners = {name.rpartition(".")[0] for name in names if INNER_ALONE.fullmatch(module_of(name))}
+    return frozenset(owner.rpartition(".")[0] for owner in owners)
+
+
+def _attention_place(name: str, attentions: Container[str]) -> str:
     """Return where attention uses a tensor: `in` before the scores, `norm` on queries or keys, `out` after, or ``."""
-    module = module_of(name)
-    if not re.search(r"att|self|mixer|mixing", name.rpartition(".")[0].lower()):
-        return ""
+    module, owner = module_of(name), name.rpartition(".")[0]
+    if not re.search(r"att|self|mixer|mixing", owner.lower()):
+        if INNER_ALONE.fullmatch(module):
+            return "in"
+        return "out" if owner.rpartition(".")[0] in attentions and OUTER.fullmatch(module) else ""
     if INNER_NORM.fullmatch(module):
         return "norm"
     if INNER.fullmatch(module):

@@ -22,6 +22,7 @@ from mupscale_cli.infer.architecture import (
     UserArchitecture,
     flat_config,
     random_model,
+    shared_names,
 )
 from mupscale_cli.infer.errors import InferError, TinyError
 from mupscale_cli.infer.proof import prove
@@ -30,6 +31,7 @@ from mupscale_cli.infer.solving import solve, solve_other_tie, with_derived_size
 from mupscale_cli.infer.stages import infer_stages
 from mupscale_cli.infer.tiny import Task, task_of, tiny_model
 from mupscale_cli.infer.tiny_configs import config_class
+from mupscale_cli.infer.vocabulary import ABOUT
 from mupscale_cli.infer.write import Draft, recipe_text, without_unused_axes
 from mupscale_cli.verification.transformers import import_transformers
 from mupscale_cli.verification.user_models import load_user_module
@@ -54,6 +56,19 @@ class InferredRecipe:
     @property
     def worst(self) -> float:
         return max(self.errors.values(), default=float("nan"))
+
+    @property
+    def bare_factor(self) -> str:
+        """What a factor without the name of an axis widens."""
+        if self.draft is None:
+            return "the widths of all stages together"
+        draft, parts = self.draft, {}
+        for alias in draft.axes.aliases:
+            if part := draft.grown_by(alias):
+                parts[part] = f"{alias} through {part} ({ABOUT.get(part) or f'units of {part}'})"
+        linked = [*parts, *draft.axes.aliases]
+        alone = [f"{name} ({draft.axes.sizes[name]})" for name in draft.widen if name not in linked]
+        return ", ".join([*parts.values(), *alone]) or "nothing: name an axis"
 
 
 def infer_target(
@@ -264,6 +279,7 @@ def _infer(
         variants.get(True),
         variants.get(False),
         head,
+        shared_names(architecture.reusable(architecture.config)) if not head else {},
     ).with_fixed({axis: first.reason(axis) for axis in first.result.unsolved})
     draft, errors = prove(draft, solutions, version, note)
     note(f"done in {time.monotonic() - started:.0f} s")

@@ -20,7 +20,7 @@ from mupscale_cli.infer.architecture import Architecture, random_model
 from mupscale_cli.infer.errors import InferError, first_line
 from mupscale_cli.infer.search import Note
 from mupscale_cli.infer.solving import Solution
-from mupscale_cli.infer.trials import TOLERANCE, relative_error
+from mupscale_cli.infer.trials import TOLERANCE, output_error
 from mupscale_cli.infer.write import Draft, recipe_text
 from mupscale_cli.plan import Request, make_plan
 
@@ -66,9 +66,9 @@ class ProofModel:
             output = architecture.run(architecture.fill(config, wide))
         except Exception as error:  # noqa: BLE001 (architectures raise anything)
             return first_line(error)
-        if output.shape != self.output.shape:
+        worst = output_error(self.output, output)
+        if worst is None:
             return f"the output has the shape {tuple(output.shape)}, expected {tuple(self.output.shape)}"
-        worst = relative_error(self.output, output)
         return worst if worst < TOLERANCE else f"the outputs differ by {worst:.1e}"
 
 

@@ -27,6 +27,7 @@ from mupscale_cli.text import NUMBER_IN_NAME
 
 TOLERANCE = 1e-9
 _MAX_CACHED_TENSORS = 4000
+_MATCHED_VALUES = 256  # of a unit, which tell it from the others
 
 
 @dataclass(frozen=True, slots=True)
@@ -190,9 +191,10 @@ class TrialRunner:
                 first = name
                 break
             progress += 1
-        if output.shape != self.output.shape:
+        error = output_error(self.output, output)
+        if error is None:
             return Outcome(math.inf, progress, first, f"the output has the shape {tuple(output.shape)}")
-        return Outcome(relative_error(self.output, output), progress, first)
+        return Outcome(error, progress, first)
 
 
 def copy_name(name: str, places: tuple[tuple[int, str], ...], copies: list[int], indices: tuple[int, ...]) -> str:
@@ -221,6 +223,28 @@ def relative_error(expected: Tensor, actual: Tensor) -> float:
     size = expected.abs().max().item() if expected.numel() else 0.0
     error = (expected - actual).abs().max().item() if expected.numel() else 0.0
     return error / size if size > 0 and math.isfinite(error / size) else (0.0 if error == 0 else math.inf)
+
+
+def output_error(expected: Tensor, actual: Tensor) -> float | None:
+    """Return the largest relative difference of outputs; one of their dimensions may hold copies of units.
+
+    A model without a head returns its widened units themselves, in an order that depends on the layouts. Each column
+    is compared with the unit that it is closest to, and each unit must have the same number of columns.
+
+    Returns:
+        The difference; infinity if units have unequal numbers of columns; None if the shapes do not fit.
+    """
+    if expected.shape == actual.shape:
+        return relative_error(expected, actual)
+    wider = [dim for dim, (old, new) in enumerate(zip(expected.shape, actual.shape, strict=False)) if old != new]
+    if expected.dim() != actual.dim() or len(wider) != 1 or actual.shape[wider[0]] % expected.shape[wider[0]]:
+        return None
+    narrow, wide = (each.movedim(wider[0], 0).flatten(1) for each in (expected, actual))
+    some = slice(_MATCHED_VALUES)
+    units = torch.cdist(wide[:, some], narrow[:, some], p=math.inf).argmin(1)
+    if not bool((units.bincount(minlength=len(narrow)) == len(wide) // len(narrow)).all()):
+        return math.inf
+    return relative_error(narrow[units], wide)
 
 
 def _expected_output(narrow: Tensor, wide: Tensor | None, embed: int | None, factor: int) -> Tensor | None:

@@ -145,12 +145,21 @@ ABOUT = {
 # Modules that compute what attention compares and mixes, as opposed to its output.
 INNER = re.compile(
     r"(q|k|v|qkv|kv|query|key|value|query_key_value|c_attn|qkv_proj|[qkv]_proj|kv_proj|wqkv|w_pack|[qkv]_lin|att_proj|"
-    r"(query|key|value)_proj|wq|wk|wv|q_a_proj|q_b_proj|kv_b_proj|to_[qkv]|[qkv]_attn|g_proj|gate_proj|query_global|"
+    r"(query|key|value)_proj|w_?[qkv]|q_a_proj|q_b_proj|kv_b_proj|to_[qkv]|[qkv]_attn|g_proj|gate_proj|query_global|"
     r"key_global|value_global|in_proj|in_proj_weight|in_proj_bias)",
     re.IGNORECASE,
 )
+# Names of such modules that belong to attention wherever they are, and of those that follow them.
+INNER_ALONE = re.compile(
+    r"(q|k|v|qkv|kv|query|key|value|query_key_value|c_attn|qkv_proj|[qkv]_proj|kv_proj|wqkv|w_pack|[qkv]_lin|att_proj|"
+    r"(query|key|value)_proj|w[qkv]|w_[qkv]|to_(qkv|kv|[qkv])|(in_proj_)(weight|bias))",
+    re.IGNORECASE,
+)
+OUTER = re.compile(
+    r"((o|c|out|output|fc_out|attn_out)_?)?(proj|lin|dense)|o|out|wo|w_o|to_out|(proj|fc)_out", re.IGNORECASE
+)
 INNER_NORM = re.compile(r"(q|k|query|key)_?(layer)?_?norm", re.IGNORECASE)
-QUERY = re.compile(r"(q|query|q_proj|q_lin|query_proj|wq|to_q|q_b_proj|q_attn|query_global)", re.IGNORECASE)
+QUERY = re.compile(r"(q|query|q_proj|q_lin|query_proj|w_?q|to_q|q_b_proj|q_attn|query_global)", re.IGNORECASE)
 FUSED = re.compile(r"(c_attn|qkv|qkv_proj|query_key_value|wqkv|w_pack|in_proj\w*|att_proj)", re.IGNORECASE)
 # Tables whose rows are looked up rather than multiplied.
 LOOKED_UP = re.compile(r".*(position|token|embedding|table)s?(\.weight)?$")

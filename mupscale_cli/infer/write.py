@@ -7,7 +7,7 @@ import math
 import re
 from collections import defaultdict
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from mupscale_cli.architecture.loading import FORMAT_VERSION
@@ -52,6 +52,7 @@ class Draft:
         tied: the layouts if the readout shares the embedding's tensor; None if that was not tried.
         untied: the layouts if it does not; None if that was not tried.
         head: a pattern of the classes that have the readout.
+        shares: further names of tensors that the model has under several names, each with the name in the layouts.
         header: lines that say how the recipe was verified.
     """
 
@@ -64,6 +65,7 @@ class Draft:
     tied: Variant | None
     untied: Variant | None
     head: str = ""
+    shares: Mapping[str, str] = field(default_factory=dict)
     header: tuple[str, ...] = ()
 
     @property
@@ -89,6 +91,11 @@ class Draft:
                 usual = [name for name in usual if name not in moving[1:]]
         return tuple(usual)
 
+    def grown_by(self, alias: str) -> str | None:
+        """Return the part of an alias that a bare factor multiplies, such as the heads of the residual stream."""
+        free = [name for name in self.axes.aliases[alias] if name not in self.fixed]
+        return next((name for name in free if name in self.widen), None) if alias in self.widen else None
+
     def with_fixed(self, reasons: Mapping[str, str]) -> Draft:
         """Fix more axes, and the aliases whose parts are all fixed."""
         fixed = {**self.fixed, **reasons}
@@ -99,8 +106,9 @@ class Draft:
 
 
 def without_unused_axes(axes: Axes, variants: Collection[Variant]) -> Axes:
-    """Drop the axes that no layout mentions. If no tensor is laid out by heads, a head's size cannot move."""
+    """Drop the axes that no layout mentions. If some parts of an alias are laid out, its other parts cannot move."""
     used = set().union(*(variant.axes for variant in variants))
+    used.update(*(product for alias, product in axes.aliases.items() if alias in used and not used & set(product)))
     parts = {alias: tuple(part for part in product if part in used) for alias, product in axes.aliases.items()}
     return replace(
         axes,
@@ -118,7 +126,7 @@ def _ordered(axes: Axes) -> list[str]:
 def recipe_text(draft: Draft) -> str:
     """Return the YAML of a draft, with its sections in the order of the built-in recipes."""
     used = set().union(*(variant.axes for variant in draft.variants))
-    names = [name for name in _ordered(draft.axes) if name in used]
+    names = [name for name in _ordered(draft.axes) if name in used or name not in draft.axes.aliases]
     config = _config(draft, names)
     defaults = {key: json.dumps(value) for key, value in _defaults(draft, config, names).items()}
     fixed = {name: json.dumps(reason) for name, reason in draft.fixed.items() if name in names}
@@ -131,6 +139,7 @@ def recipe_text(draft: Draft) -> str:
         ["axes:", *(_axis_line(draft, name) for name in names)],
         [f"widen: [{', '.join(name for name in draft.widen if name in names)}]"],
         _section("fixed", fixed),
+        _tie(draft),
         _section("linked", links),
         _section("config", {key: _quoted(value) for key, value in config.items()}),
         ["tensors:", *_rule_lines(_rules(draft))],
@@ -141,6 +150,14 @@ def recipe_text(draft: Draft) -> str:
 
 def _section(title: str, entries: Mapping[str, str]) -> list[str]:
     return [f"{title}:", *(f"  {key}: {value}" for key, value in entries.items())] if entries else []
+
+
+def _tie(draft: Draft) -> list[str]:
+    """Return the section of tensors with several names, of which a file may have any."""
+    if not draft.shares:
+        return []
+    pairs = (f"    {_quoted(name)}: {_quoted(kept)}" for name, kept in draft.shares.items())
+    return ["tie:", '  when: "true"', "  ways: [fold]", "  shares:", *pairs]
 
 
 def _tie_condition(draft: Draft) -> str:
@@ -243,8 +260,12 @@ def _rules(draft: Draft) -> list[_Rule]:
         optional |= _optional_patterns(variant.groups)
         for group, choice in zip(variant.groups, variant.state.choices, strict=True):
             cleaned = _with_powers_of(choice, moving)
-            layouts[group.pattern][kind] = layout_text(group, cleaned)
-            comments.setdefault(group.pattern, _comment(group, cleaned))
+            others = [name for name, kept in draft.shares.items() if kept in group.names]
+            if others:
+                optional.update((group.pattern, *others))
+            for pattern in (group.pattern, *others):
+                layouts[pattern][kind] = layout_text(group, cleaned)
+                comments.setdefault(pattern, _comment(group, cleaned))
     both = draft.tied is not None and draft.untied is not None
     rules = []
     for pattern, by_kind in layouts.items():

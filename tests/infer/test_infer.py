@@ -3,19 +3,25 @@
 import contextlib
 import itertools
 import json
+import math
 
 import pytest
+import safetensors.torch
+import torch
 import transformers.models.auto.modeling_auto
 
 from cli_runner import run
+from mupscale_cli import widen
 from mupscale_cli.architecture.loading import load_recipe, matched_values
 from mupscale_cli.errors import MupscaleError
 from mupscale_cli.infer.infer import infer, infer_target, infer_user_model
 from mupscale_cli.infer.search import Budget
 from mupscale_cli.infer.tiny import tiny_model
+from mupscale_cli.infer.trials import output_error
 from mupscale_cli.tasks.check import smallest_factors
 from mupscale_cli.tasks.planning import choose_recipe, plan_widening
 from mupscale_cli.tasks.source import find_source
+from mupscale_cli.verification.models import load_user_module
 
 QUICK = Budget(trials=80, seconds=5, total=15)
 
@@ -180,6 +186,106 @@ def test_user_model_from_the_command_line(tmp_path):
     recipe = load_recipe(tmp_path / "net.yaml")
     assert len(recipe.widen) >= 1
     assert any("+" in layout for layout in layouts(recipe)["pair.weight"])
+
+
+RECURRENT = """
+from torch import nn
+
+config = {"vocab": 11, "inputs": 5, "hidden": 6}
+
+
+class Net(nn.Module):
+    def __init__(self, config, kind, **options):
+        super().__init__()
+        self.first = nn.Embedding(config["vocab"], config["inputs"])
+        self.rnn = getattr(nn, kind)(config["inputs"], config["hidden"], 2, batch_first=True, **options)
+        self.last = nn.Linear(config["hidden"] * (1 + bool(options)), 3)
+
+    def forward(self, ids):
+        return self.last(self.rnn(self.first(ids))[0])
+"""
+
+
+@pytest.mark.parametrize(
+    ("call", "gates"),
+    [
+        ('"LSTM"', "(4 hidden_axis)"),
+        ('"LSTM", bidirectional=True', "(4 hidden_axis)"),
+        ('"GRU"', "[hidden_axis + hidden_axis + hidden_axis]"),
+        ('"RNN"', "hidden_axis"),
+    ],
+)
+def test_recurrent_layers(tmp_path, call, gates):
+    (tmp_path / "net.py").write_text(f"{RECURRENT}\n\ndef build(config):\n    return Net(config, {call})\n")
+    inferred = infer_user_model(f"{tmp_path / 'net.py'}:build")
+    assert inferred.worst < 1e-14
+    assert not inferred.fixed
+    assert f'"{gates}, /hidden_axis"' in inferred.text
+
+
+TRANSFORMER = """
+import torch
+from torch import nn
+from torch.nn import functional as F
+
+config = {"vocab": 31, "d_model": 24, "n_head": 4, "d_ff": 40}
+
+
+class Block(nn.Module):
+    def __init__(self, c):
+        super().__init__()
+        self.ln1, self.ln2 = nn.LayerNorm(c["d_model"]), nn.LayerNorm(c["d_model"])
+        self.qkv, self.proj = nn.Linear(c["d_model"], 3 * c["d_model"]), nn.Linear(c["d_model"], c["d_model"])
+        self.up, self.down = nn.Linear(c["d_model"], c["d_ff"]), nn.Linear(c["d_ff"], c["d_model"])
+        self.heads = c["n_head"]
+
+    def forward(self, x):
+        q, k, v = (t.unflatten(-1, (self.heads, -1)).transpose(1, 2) for t in self.qkv(self.ln1(x)).chunk(3, -1))
+        x = x + self.proj(F.scaled_dot_product_attention(q, k, v, is_causal=True).transpose(1, 2).flatten(2))
+        return x + self.down(F.gelu(self.up(self.ln2(x))))
+
+
+class Net(nn.Module):
+    def __init__(self, c):
+        super().__init__()
+        self.tok = nn.Embedding(c["vocab"], c["d_model"])
+        self.blocks = nn.Sequential(Block(c), Block(c))
+        self.ln = nn.LayerNorm(c["d_model"])
+        self.head = nn.Linear(c["d_model"], c["vocab"], bias=False)
+        self.head.weight = self.tok.weight
+
+    def forward(self, ids):
+        return self.head(self.ln(self.blocks(self.tok(ids))))
+
+
+def build(config):
+    return Net(config)
+"""
+
+
+def test_a_tied_transformer_whose_file_has_the_other_name(tmp_path):
+    """Its attention is known by the names of the projections; `save_model` keeps the name of the readout."""
+    (tmp_path / "net.py").write_text(TRANSFORMER)
+    reference = f"{tmp_path / 'net.py'}:build"
+    result = run("recipes", "infer", reference, "-o", str(tmp_path / "net.yaml"))
+    assert result.code == 0, result.err
+    assert "`--factor` widens embed through h (attention heads), ffn (d_ff)" in result.err
+    module = load_user_module(reference)[0]
+    (tmp_path / "narrow").mkdir()
+    safetensors.torch.save_model(module.build(module.config), str(tmp_path / "narrow/model.safetensors"))
+    (tmp_path / "narrow/config.json").write_text(json.dumps(module.config))
+    options = {"recipe": tmp_path / "net.yaml", "model": reference, "dtype": "float64"}
+    widened = widen(tmp_path / "narrow", tmp_path / "wide", axes={"h": 2, "d": 2, "ffn": 2}, **options)
+    assert widened.verification.max_rel < 1e-12
+
+
+def test_a_model_without_a_head_may_return_its_widened_units():
+    units = torch.randn(2, 5, 6, dtype=torch.float64)
+    assert output_error(units, units.repeat_interleave(2, -1)) == 0
+    assert output_error(units, units.unflatten(-1, (2, 3)).repeat_interleave(2, 2).flatten(2)) == 0
+    assert output_error(units, torch.cat([units, units[..., :1].expand(-1, -1, 6)], -1)) == math.inf
+    assert output_error(units, units[:, :4]) is None
+    assert output_error(units, 2 * units.repeat_interleave(2, -1)) > 0.1
 
 
 def test_user_model_needs_a_config(tmp_path):

@@ -8,6 +8,8 @@ from mupscale_cli.infer.placement import find_placement, numbered
 
 
 class Net(nn.Module):
+    """Two tensors that loading converts, and a buffer that is not on disk."""
+
     def __init__(self):
         super().__init__()
         self.pair = nn.Parameter(torch.empty(4, 3))
