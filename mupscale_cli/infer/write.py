@@ -153,7 +153,7 @@ def _section(title: str, entries: Mapping[str, str]) -> list[str]:
 
 
 def _tie(draft: Draft) -> list[str]:
-    """Return the section of tensors with several names, of which a file may have any."""
+    """Return the section that lists tensors with several names; a file may have any of them."""
     if not draft.shares:
         return []
     pairs = (f"    {_quoted(name)}: {_quoted(kept)}" for name, kept in draft.shares.items())

@@ -21,7 +21,7 @@ from mupscale_cli.infer.trials import output_error
 from mupscale_cli.tasks.check import smallest_factors
 from mupscale_cli.tasks.planning import choose_recipe, plan_widening
 from mupscale_cli.tasks.source import find_source
-from mupscale_cli.verification.models import load_user_module
+from mupscale_cli.verification.user_models import load_user_module
 
 QUICK = Budget(trials=80, seconds=5, total=15)
 
