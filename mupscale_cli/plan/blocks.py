@@ -87,7 +87,8 @@ def _new_positions(size: int, count: int, where: str, unit: int) -> set[int]:
         return set(range(size, size + count))
     if where == "interleaved":
         # Runs of `unit` blocks, old and new, in the order of an evenly spread staircase; a remainder stays at the end.
-        runs, new_runs = max(size // unit, 1), -(-count // unit)
+        unit = min(unit, size)  # of a pattern that is longer than the stack, only its beginning is there
+        runs, new_runs = size // unit, -(-count // unit)
         total = runs + new_runs
         chosen = [run for run in range(1, total) if run * runs // total == (run - 1) * runs // total]
         spread = [run * unit + block for run in chosen for block in range(unit)]

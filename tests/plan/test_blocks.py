@@ -19,6 +19,7 @@ from mupscale_cli.plan.blocks import BlockMap, place_blocks
         ((3, 5), {"where": "0,3"}, (0, 0, 1, 1, 2), (0, 3)),
         ((3, 5), {"where": "end", "stacked": True}, (0, 1, 2, 0, 1), (3, 4)),
         ((4, 8), {"unit": 2}, (0, 1, 0, 1, 2, 3, 2, 3), (2, 3, 6, 7)),
+        ((2, 3), {"unit": 3}, (0, 1, 0), (2,)),  # fewer blocks than the pattern has
         ((5, 7), {"unit": 2}, (0, 1, 0, 1, 2, 3, 4), (2, 3)),
         ((4, 6), {"where": "end", "unit": 2}, (0, 1, 2, 3, 2, 3), (4, 5)),
         ((4, 6), {"where": "start", "unit": 2}, (0, 1, 0, 1, 2, 3), (0, 1)),

@@ -26,6 +26,7 @@ REFUSED = {
     **dict.fromkeys(("Wav2Vec2-", "Hubert-", "UniSpeech-", "UniSpeechSat-"), "is not recognized"),
     "SwitchTransformers-": "which of them have experts",
     "ModernBert-": "the first block has no norm",
+    "RecurrentGemma-": "every 3 blocks a pattern of their own",
     "Qwen3VLMoe-images text.layers": "behind its first blocks",
     "Qwen3VL-images text.layers": "behind its first blocks",
 }
