@@ -175,6 +175,28 @@ DOTS = {
     **{f"swa_{key}": value for key, value in {**LATENT, "num_attention_heads": 2, "num_key_value_heads": 2}.items()},
     "swa_head_dim": 10,
 }
+QWEN4 = {
+    **EXPERTS,
+    **DELTA,
+    "layer_types": ["linear_attention", "indexed_attention"],
+    "num_experts": 4,
+    "shared_expert_intermediate_size": 20,
+    "hc_count": 3,
+    "hc_lowrank": 10,
+    "ple_layer_ids": [1],
+    "ple_embed_dim": 24,
+    "ngram_size": 3,
+    "heads_per_ngram": 2,
+    "ngram_vocab_size_base": 20,
+    "make_ngram_vocab_size_divisible_by": 8,
+    "split_ngram_parts": 2,
+    "eos_token_id": 1,
+    "indexer_n_heads": 2,
+    "indexer_kv_heads": 1,
+    "indexer_head_dim": 8,
+    "indexer_budget": 4,
+    "indexer_compress_ratio": 2,
+}
 LAYERED = {key: value for key, value in DERIVED_HEADS.items() if key not in ("num_hidden_layers", "intermediate_size")}
 
 # The beginning of a class's name, its config class, and settings.
@@ -258,6 +280,7 @@ DECODERS: tuple[tuple[str, str, dict[str, Any]], ...] = (
         {**SIZES, **M3, "layer_types": ["minimax_m3_sparse", "full_attention"], "mlp_layer_types": ["sparse", "dense"]},
     ),
     ("AXK2", "AXK2Config", {**DERIVED_HEADS, **LATENT, **INDEXER, **ROUTED, **DENSE_FIRST, "gated_norm_rank": 3}),
+    ("Qwen4Exp", "Qwen4ExpTextConfig", {**SIZES, **QWEN4}),
     ("Dots3Note", "Dots3NoteTextConfig", {**DERIVED_HEADS, **LATENT, **INDEXER, **ROUTED, **DENSE_FIRST, **DOTS}),
 )
 
@@ -394,6 +417,7 @@ RARE = frozenset(
     {
         *("MiMoV2Flash-tied", "MiniMax-tied", "RecurrentGemma-tied", "BitNet-tied", "DiffLlama-tied", "JetMoe-tied"),
         *("Beam-tied", "Doge-tied", "OpenAIGPT-tied", "Rwkv-untied", "RemBert-untied"),
+        "Qwen4ExpText-tied",
         *("MiniMaxM3VLText-tied", "AXK2-tied", "Dots3NoteText-tied", "HYV4-untied", "RoCBert-tied", "Xmod-tied"),
         *("ProphetNet-tied", "ProphetNet-both", "Moshi-untied", "CpmAnt-untied", "Zamba-tied", "Zamba2-tied"),
         *("TrOCR-tied", "HrmText-untied", "XLM-tied", "Reformer-untied", "XLSTM-untied", "Dory-untied"),

@@ -460,7 +460,7 @@ ONLY_NAMES = frozenset(
         *("ModernBertDecoder-tied", "GPTNeoXJapanese-tied", "CTRL-tied", "BailingHybrid-tied", "Qwen35-images"),
         *("Cohere2Moe-tied", "LaraMini-tied", "OlmoHybrid-tied"),
         *("Gemma3n-images", "Gemma4-images", "Gemma4Unified-images", "Fuyu-images", "GotOcr2-images", "Mllama-images"),
-        *("Emu3-images", "Git-images", "Phi4-images"),
+        *("Emu3-images", "Git-images", "Phi4-images", "Qwen4Exp-images"),
         *("Qwen3VLMoe-images", "Glm4v-images", "AyaVision-siglip", "Cohere2Vision-siglip"),
     }
 )

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from typing import Any
 
+import decoders
+
 TEXT = {
     "hidden_size": 48,
     "num_hidden_layers": 2,
@@ -352,6 +354,36 @@ MULTIMODAL: dict[str, tuple[str, str, dict[str, Any]]] = {
                 "input_size": 16,
                 "time_reduction": 4,
                 "depthwise_separable_out_channel": 24,
+            },
+        },
+    ),
+    "Qwen4Exp-images": (
+        "Qwen4ExpForConditionalGeneration",
+        "Qwen4ExpConfig",
+        {
+            "text_config": {
+                **TEXT,
+                **decoders.QWEN4,
+                "rope_parameters": {
+                    "rope_type": "default",
+                    "mrope_section": [1, 1, 2],
+                    "rope_theta": 1e4,
+                    "partial_rotary_factor": 1.0,
+                    "mrope_interleaved": True,
+                },
+            },
+            "image_token_id": 49,
+            "video_token_id": 48,
+            "vision_start_token_id": 47,
+            "vision_end_token_id": 46,
+            "vision_config": {
+                "depth": 2,
+                "hidden_size": 32,
+                "out_hidden_size": 48,
+                "num_heads": 4,
+                "intermediate_size": 36,
+                "patch_size": 4,
+                "num_position_embeddings": 16,
             },
         },
     ),

@@ -9,7 +9,7 @@ from dataclasses import replace
 from fractions import Fraction
 from typing import Any
 
-from mupscale_cli.architecture.layouts import AxisRef, Dim, Layout, axis_refs
+from mupscale_cli.architecture.layouts import AxisRef, Dim, Fixed, Layout, axis_refs
 from mupscale_cli.architecture.matching import Match
 from mupscale_cli.architecture.patterns import NameAxis, expand_name
 from mupscale_cli.architecture.types import Choice, Recipe
@@ -83,20 +83,28 @@ class TensorPlanner:
 
     def parameters(self, recipe: Recipe, specs: Iterable[TensorSpec]) -> tuple[TensorPlan, ...]:
         """Plan the reference model's parameters that the checkpoint stores in another form."""
-        plans: dict[str, TensorPlan] = {}
+        members: dict[str, tuple[Choice[Any], list[TensorSpec]]] = {}
         for spec in specs:
             for name, choice in recipe.other_parameters(spec.name):
-                layout = choice.value
-                if name in plans or not isinstance(layout, Layout):
-                    continue
-                try:
-                    shape = tuple(size_of(dim, self.axes) for dim in layout.dims)
-                except LayoutError as problem:
-                    raise choice.text.error(f"`{name}` {problem}") from problem
-                parameter = replace(spec, name=name, shape=shape)
-                dims = self._map_dims(parameter, layout, choice, spec.name)
-                plans[name] = self._apply_method(self._scaled(parameter, name, layout, choice, dims, spec.name))
-        return tuple(plans.values())
+                members.setdefault(name, (choice, []))[1].append(spec)
+        return tuple(
+            self._parameter(name, choice.value, choice, stored)
+            for name, (choice, stored) in members.items()
+            if isinstance(choice.value, Layout)
+        )
+
+    def _parameter(self, name: str, layout: Layout, choice: Choice[Any], stored: Sequence[TensorSpec]) -> TensorPlan:
+        """Plan a parameter that the checkpoint stores as other tensors."""
+        try:
+            shape = tuple(
+                _joined_size(stored, position) if dim == Fixed(None, dim.span) else size_of(dim, self.axes)
+                for position, dim in enumerate(layout.dims)
+            )
+        except LayoutError as problem:
+            raise choice.text.error(f"`{name}` {problem}") from problem
+        parameter = replace(stored[0], name=name, shape=shape)
+        dims = self._map_dims(parameter, layout, choice, stored[0].name)
+        return self._apply_method(self._scaled(parameter, name, layout, choice, dims, stored[0].name))
 
     def _scaled(
         self, spec: TensorSpec, rule: str, layout: Layout, choice: Choice[Any], dims: tuple[DimMap, ...], name: str
@@ -299,3 +307,10 @@ def _excerpt(text: str, dim: Dim) -> str:
 
 def _shape(shape: Sequence[int]) -> str:
     return f"({', '.join(map(str, shape))})"
+
+
+def _joined_size(tensors: Sequence[TensorSpec], position: int) -> int:
+    """Return the size of a dimension along which tensors are joined."""
+    if any(len(tensor.shape) <= position for tensor in tensors):
+        raise LayoutError("has parts of unknown size")
+    return sum(tensor.shape[position] for tensor in tensors)
