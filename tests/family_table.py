@@ -1,6 +1,7 @@
 """Widen a tiny random model of every family in every way, and write the errors into recipes/README.md.
 
-    python tests/family_table.py             # all models of transformers, about 15 minutes
+    python tests/family_table.py             # all models of transformers, about 30 minutes
+    python tests/family_table.py --new       # only those that the table lacks
     python tests/family_table.py Llama GPT2  # only these, printed and not written
     python tests/family_table.py --others    # all models of other libraries, as far as they are installed
 
@@ -132,16 +133,23 @@ def text_of(table: Table, rows: Sequence[str]) -> str:
     numbers = (f"{name} {importlib.import_module(name).__version__}" for name in table.libraries)
     versions = f"{', '.join(numbers)}, torch {torch.__version__.partition('+')[0]}"
     lines = [f"| {' | '.join(heads)} |", f"|{'---|' * len(heads)}", *sorted(set(rows), key=str.lower)]
-    heading = f"{len(rows)} models (equal rows once), {versions}, all below {EXACT:.0e}:"
+    heading = f"{len(table.cases)} models (equal rows once), {versions}, all below {EXACT:.0e}:"
     return f"{heading}\n\n" + "\n".join(lines) + "\n"
 
 
 def main() -> None:
-    """Create a table, and write it to recipes/README.md if it contains every family."""
-    option = "--others" if "--others" in sys.argv else ""
-    wanted = tuple(word for word in sys.argv[1:] if word != option)
+    """Create a table, and write it to recipes/README.md if it then contains every family."""
+    options = {word for word in sys.argv[1:] if word.startswith("--")}
+    option = "--others" if "--others" in options else ""
+    wanted = tuple(word for word in sys.argv[1:] if word not in options)
     table = TABLES[option]
-    chosen = [case for case in table.cases if not wanted or case.startswith(wanted)]
+    before, _, rest = README.read_text().partition(table.begin)
+    written, _, after = rest.partition(END)
+    kept = [line for line in written.splitlines()[4:] if line] if "--new" in options else []
+    known = {tuple(cell.strip() for cell in line.split("|")[1:3]) for line in kept}
+    chosen = [
+        case for case in table.cases if table.names(case) not in known and (not wanted or case.startswith(wanted))
+    ]
     rows, wrong = [], []
     with ProcessPoolExecutor(os.cpu_count()) as pool:
         for case, (line, checked) in zip(chosen, pool.map(partial(row, option), chosen), strict=True):
@@ -154,9 +162,8 @@ def main() -> None:
             print(line, *problems, sep="\n    ", flush=True)  # noqa: T201 (a script)
     if wrong:
         sys.exit("\n".join(wrong))
-    if len(chosen) == len(table.cases):
-        before, _, rest = README.read_text().partition(table.begin)
-        README.write_text(f"{before}{table.begin}{text_of(table, rows)}{END}{rest.partition(END)[2]}")
+    if not wanted:
+        README.write_text(f"{before}{table.begin}{text_of(table, [*kept, *rows])}{END}{after}")
 
 
 if __name__ == "__main__":

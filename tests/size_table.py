@@ -1,6 +1,7 @@
 """Grow a tiny random model of every family to any size, and write the errors into recipes/README.md.
 
-    python tests/size_table.py             # all of them, about 30 minutes
+    python tests/size_table.py             # all of them, about an hour
+    python tests/size_table.py --new       # only those that the table lacks
     python tests/size_table.py Llama GPT2  # only these, printed and not written
 
 Each model goes from disk to disk: the residual stream to 1.5 times its size and to an odd size, heads and feed-forward
@@ -11,6 +12,7 @@ A letter stands for the reason why a size is impossible. Exits with 1 if any mod
 
 from __future__ import annotations
 
+import itertools
 import os
 import re
 import sys
@@ -19,6 +21,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from fractions import Fraction
 from pathlib import Path
+from string import ascii_lowercase
 
 import torch
 
@@ -40,6 +43,7 @@ STREAM, HEADS, NEURONS, HEAD = (
     ("d", "text.d"),
 )
 HALF = Fraction(3, 2)
+_LETTERS = [*ascii_lowercase, *map("".join, itertools.product(ascii_lowercase, repeat=2))]
 # What to leave out of messages, in this order, so that equal reasons have equal texts.
 _SHORTER = {
     r"^.*? (?:units|sizes): |^recipes/\S+ |^cannot add blocks.*?: |^the axis `[\w.]+` (?=has different)": "",
@@ -132,7 +136,7 @@ def table(rows: Mapping[str, Sequence[str]]) -> str:
     """Return the table with a letter for each reason, and the reasons."""
     cells = [cell for row in rows.values() for cell in row[1:]]
     reasons = sorted({cell for cell in cells if cell and not _is_error(cell)}, key=lambda one: (-cells.count(one), one))
-    letters = {reason: chr(ord("a") + number) for number, reason in enumerate(reasons)}
+    letters = dict(zip(reasons, _LETTERS, strict=False))
     heads = ("case", "recipe", *(name for name, *_ in (*COLUMNS, *DEPTHS)), "all sizes")
     lines = [f"| {' | '.join(heads)} |", f"|{'---|' * len(heads)}"]
     lines += [f"| {' | '.join([case, *(letters.get(cell, cell) for cell in row)])} |" for case, row in rows.items()]
@@ -142,7 +146,7 @@ def table(rows: Mapping[str, Sequence[str]]) -> str:
 
 def read_table(text: str) -> dict[str, list[str]]:
     """Return the cells of each case from the text of the table, with reasons in full."""
-    reasons = dict(re.findall(r"^- ([a-z]): (.*)$", text, re.MULTILINE))
+    reasons = dict(re.findall(r"^- ([a-z]+): (.*)$", text, re.MULTILINE))
     rows = [[cell.strip() for cell in line[1:-1].split("|")] for line in text.splitlines() if line.startswith("| ")]
     return {case: [recipe, *(reasons.get(cell, cell) for cell in cells)] for case, recipe, *cells in rows[1:]}
 
@@ -157,18 +161,20 @@ def kinds(row: Sequence[str]) -> list[str]:
 
 
 def main() -> None:
-    """Create the table, and write it to recipes/README.md if it contains every family."""
-    chosen = [case for case in families() if not sys.argv[1:] or case.startswith(tuple(sys.argv[1:]))]
-    rows: dict[str, list[str]] = {}
+    """Create the table, and write it to recipes/README.md if it then contains every family."""
+    before, _, rest = README.read_text().partition(BEGIN)
+    written, _, after = rest.partition(END)
+    rows: dict[str, list[str]] = read_table(written) if "--new" in sys.argv else {}
+    wanted = tuple(word for word in sys.argv[1:] if word != "--new")
+    chosen = [case for case in families() if case not in rows and (not wanted or case.startswith(wanted))]
     with ProcessPoolExecutor(os.cpu_count()) as pool:
         for case, row in zip(chosen, pool.map(size_cells, chosen), strict=True):
             rows[case] = row
             print(case, *row, sep=" | ", flush=True)  # noqa: T201 (a script)
     if any(cell.startswith("**") for row in rows.values() for cell in row):
         sys.exit("some models differ")
-    if len(chosen) == len(families()):
-        text = README.read_text()
-        before, after = text.partition(BEGIN)[0], text.partition(END)[2]
+    if not wanted:
+        rows = {case: rows[case] for case in families()}
         README.write_text(f"{before}{BEGIN}{table(rows)}{END}{after}")
 
 
