@@ -103,6 +103,7 @@ MODELS: dict[str, tuple[str, str, dict[str, Any]]] = {
         {**STAGES, "num_encoder_blocks": 2, "patch_sizes": [7, 3], "strides": [4, 2], "padding": [2, 1]},
     ),
     "RegNet-gates": ("RegNetForImageClassification", "RegNetConfig", {**REGNET, "layer_type": "y"}),
+    "RegNet-bare": ("RegNetModel", "RegNetConfig", {**REGNET, "layer_type": "x"}),
     "RegNet-plain": ("RegNetForImageClassification", "RegNetConfig", {**REGNET, "layer_type": "x"}),
 }
 # Cases that the default run leaves out, since another case has the same shape or a similar one.

@@ -22,6 +22,32 @@ PARAKEET = {
 }
 TRANSDUCER = {"vocab_size": 20, "pad_token_id": 0, "decoder_hidden_size": 24, "encoder_config": PARAKEET}
 
+TEXT = {
+    "hidden_size": 48,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 4,
+    "num_key_value_heads": 2,
+    "intermediate_size": 40,
+    "vocab_size": 50,
+    "pad_token_id": 0,
+}
+AUDIO = {
+    "hidden_size": 24,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 4,
+    "intermediate_size": 96,
+    "num_mel_bins": 10,
+    "max_source_positions": 16,
+}
+WHISPER = {
+    "d_model": 24,
+    "encoder_layers": 2,
+    "encoder_attention_heads": 4,
+    "encoder_ffn_dim": 36,
+    "num_mel_bins": 10,
+    "max_source_positions": 16,
+}
+
 # Each case: class in transformers, config class, settings.
 MODELS: dict[str, tuple[str, str, dict[str, Any]]] = {
     "Wav2Vec2-adapter": (
@@ -72,7 +98,23 @@ MODELS: dict[str, tuple[str, str, dict[str, Any]]] = {
         {"vocab_size": 20, "pad_token_id": 0, "encoder_config": {**PARAKEET, "scale_input": False}},
     ),
     "ParakeetTDT": ("ParakeetForTDT", "ParakeetTDTConfig", TRANSDUCER),
+    "Voxtral": (
+        "VoxtralForConditionalGeneration",
+        "VoxtralConfig",
+        {"text_config": {**TEXT, "model_type": "llama"}, "audio_config": AUDIO, "audio_token_id": 49},
+    ),
+    "Qwen2Audio": (
+        "Qwen2AudioForConditionalGeneration",
+        "Qwen2AudioConfig",
+        {"text_config": {**TEXT, "model_type": "qwen2"}, "audio_config": WHISPER, "audio_token_index": 49},
+    ),
+    "Qwen2AudioEncoder": ("Qwen2AudioEncoder", "Qwen2AudioEncoderConfig", WHISPER),
+    "AudioFlamingo3": (
+        "AudioFlamingo3ForConditionalGeneration",
+        "AudioFlamingo3Config",
+        {"text_config": {**TEXT, "model_type": "qwen2"}, "audio_config": AUDIO, "audio_token_id": 49},
+    ),
     "ParakeetRNNT": ("ParakeetForRNNT", "ParakeetRNNTConfig", TRANSDUCER),
 }
 # Cases that the default run leaves out, since another case has the same shape.
-RARE = frozenset(MODELS) - {"WavLM-group", "Wav2Vec2Bert-relative", "ParakeetTDT"}
+RARE = frozenset(MODELS) - {"WavLM-group", "Wav2Vec2Bert-relative", "ParakeetTDT", "Voxtral"}

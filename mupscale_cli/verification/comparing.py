@@ -317,6 +317,9 @@ def _compare_outputs(before: Mapping[str, Tensor], after: Mapping[str, Tensor], 
             note = "" if bool(narrow.any()) else " (all zero, so nothing is compared)"
             yield compare(f"{what}{note}", narrow, wide)
         elif position == 0 or what.startswith(f"{main} "):
+            sizes = zip(narrow.shape, wide.shape, strict=True)
+            grown = next(dim for dim, (old, new) in enumerate(sizes) if old != new)  # convolutions have channels first
+            narrow, wide = narrow.movedim(grown, -1), wide.movedim(grown, -1)
             copies = max(1, wide.shape[-1] // narrow.shape[-1])
             name = f"{what} (each unit {copies} times)"
             candidates = [compare(name, expected, wide) for expected in _possible_copies(narrow, wide, plan)]

@@ -214,10 +214,10 @@ def _features_of(model: Any, kind: str) -> Any:
 def _sound_inputs(model: Any, config: Any, generator: torch.Generator) -> dict[str, Tensor]:
     """Make one spectrogram per text."""
     spectrograms = _spectrograms(config.audio_config, generator)[0].to(model.dtype)
-    if "feature_attention_mask" not in inspect.signature(model.forward).parameters:
-        return {"input_features": spectrograms}
+    parameters = inspect.signature(model.forward).parameters
+    masks = [name for name in ("feature_attention_mask", "input_features_mask") if name in parameters]
     mask = torch.ones(BATCH, spectrograms.shape[-1], dtype=torch.long)
-    return {"input_features": spectrograms, "feature_attention_mask": mask}
+    return {"input_features": spectrograms, **dict.fromkeys(masks, mask)}
 
 
 def _with_placeholders(
