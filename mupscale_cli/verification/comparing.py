@@ -318,11 +318,13 @@ def _compare_outputs(before: Mapping[str, Tensor], after: Mapping[str, Tensor], 
             yield compare(f"{what}{note}", narrow, wide)
         elif position == 0 or what.startswith(f"{main} "):
             sizes = zip(narrow.shape, wide.shape, strict=True)
-            grown = next(dim for dim, (old, new) in enumerate(sizes) if old != new)  # convolutions have channels first
-            narrow, wide = narrow.movedim(grown, -1), wide.movedim(grown, -1)
-            copies = max(1, wide.shape[-1] // narrow.shape[-1])
+            grown = next(
+                dim for dim, (size, wide_size) in enumerate(sizes) if size != wide_size
+            )  # convolutions have channels first
+            old, new = narrow.movedim(grown, -1), wide.movedim(grown, -1)
+            copies = max(1, new.shape[-1] // old.shape[-1])
             name = f"{what} (each unit {copies} times)"
-            candidates = [compare(name, expected, wide) for expected in _possible_copies(narrow, wide, plan)]
+            candidates = [compare(name, expected, new) for expected in _possible_copies(old, new, plan)]
             yield min(candidates, key=lambda comparison: comparison.max_rel)
 
 
