@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 import decoders
+from image_text_models import IMAGE_TEXT
 
 TEXT = {
     "hidden_size": 48,
@@ -421,6 +422,7 @@ MULTIMODAL: dict[str, tuple[str, str, dict[str, Any]]] = {
             },
         },
     ),
+    **IMAGE_TEXT,
 }
 
 # Packages that a case needs beside transformers.

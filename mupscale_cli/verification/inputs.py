@@ -114,6 +114,9 @@ def _transformers_inputs(model: Any, generator: torch.Generator) -> Inputs:
         CannotVerify: the model takes another kind of input.
     """
     config: Any = model.config
+    reads = inspect.signature(model.forward).parameters
+    if "grid_thw" in reads:
+        return _encoder_inputs(config, reads, model.dtype, generator)
     name = getattr(model, "main_input_name", "input_ids")
     reads = inspect.signature(model.forward).parameters
     if name == "pixel_values" and "spatial_shapes" in reads:
@@ -142,28 +145,49 @@ def _transformers_inputs(model: Any, generator: torch.Generator) -> Inputs:
 def _image_inputs(model: Any, config: Any, generator: torch.Generator) -> dict[str, Tensor]:
     """Make one image per text: pixels, or a sequence of patches for models that take any resolution."""
     vision = config.vision_config
-    if not hasattr(vision, "temporal_patch_size"):
-        parameters = inspect.signature(_features_of(model, "image") or model.forward).parameters
-        if "image_position_ids" in parameters:  # patches and their places
-            return _placed_patches(vision, model.dtype, generator)
-        if "spatial_shapes" in parameters:  # patches side by side, of any aspect ratio
-            return _rows_of_patches(vision, model.dtype, generator)
-        pixels = _images(vision, generator)[0].to(model.dtype)
-        if "aspect_ratio_ids" in parameters:  # one tile of as many as an image may have
-            return _tiled(pixels, vision.max_num_tiles)
-        if "pixel_attention_mask" in parameters:  # several images per text
-            return {"pixel_values": pixels[:, None]}
-        if "image_sizes" not in parameters:
-            return {"pixel_values": pixels}
-        sizes = torch.tensor([pixels.shape[-2:]] * BATCH)
-        if hasattr(config, "image_grid_pinpoints"):  # each image and its tiles
-            pixels = pixels[:, None].repeat(1, 1 + _tiles(config, vision, sizes[0].tolist()), 1, 1, 1)
-        return {"pixel_values": pixels, "image_sizes": sizes}
-    side = 2 * vision.spatial_merge_size
-    channels = getattr(vision, "in_channels", None) or vision.in_chans
-    patch = channels * vision.temporal_patch_size * vision.patch_size**2
-    patches = torch.randn(BATCH * side * side, patch, generator=generator, dtype=torch.float64)
-    return {"pixel_values": patches.to(model.dtype), "image_grid_thw": torch.tensor([[1, side, side]] * BATCH)}
+    reads = inspect.signature(model.forward).parameters
+    if "image_grid_thw" in reads:
+        return _patches_on_grids(vision, reads, model.dtype, generator)
+    parameters = inspect.signature(_features_of(model, "image") or model.forward).parameters
+    if "spatial_shapes" in parameters:  # patches side by side, of any aspect ratio
+        return _rows_of_patches(vision, model.dtype, generator)
+    if "image_position_ids" in parameters:  # patches and their places
+        return _placed_patches(vision, model.dtype, generator)
+    pixels = _images(vision, generator)[0].to(model.dtype)
+    if "aspect_ratio_ids" in parameters:  # one tile of as many as an image may have
+        return _tiled(pixels, vision.max_num_tiles)
+    if "pixel_attention_mask" in parameters:  # several images per text
+        return {"pixel_values": pixels[:, None]}
+    if "image_sizes" not in parameters:
+        return {"pixel_values": pixels}
+    sizes = torch.tensor([pixels.shape[-2:]] * BATCH)
+    if hasattr(config, "image_grid_pinpoints"):  # each image and its tiles
+        pixels = pixels[:, None].repeat(1, 1 + _tiles(config, vision, sizes[0].tolist()), 1, 1, 1)
+    return {"pixel_values": pixels, "image_sizes": sizes}
+
+
+def _encoder_inputs(
+    config: Any, reads: Mapping[str, Any], dtype: torch.dtype, generator: torch.Generator
+) -> Inputs:
+    """Make images of any resolution for an image encoder alone, whose first argument are the patches."""
+    patches, grids, *merges = _patches_on_grids(config, {"image_merge_sizes"}, dtype, generator).values()
+    keywords = {next(iter(reads)): patches, "grid_thw": grids}
+    keywords |= dict(zip((name for name in ("merge_sizes",) if name in reads), merges, strict=False))
+    return Inputs((), keywords, f"{BATCH} random images as patches")
+
+
+def _patches_on_grids(
+    vision: Any, reads: Iterable[str], dtype: torch.dtype, generator: torch.Generator
+) -> dict[str, Tensor]:
+    """Make square images as one sequence of patches, with the time, height and width of each image in patches."""
+    merge = getattr(vision, "spatial_merge_size", 1)
+    side = 2 * merge
+    channels = getattr(vision, "in_channels", None) or getattr(vision, "num_channels", None) or vision.in_chans
+    frames = getattr(vision, "temporal_patch_size", None)
+    shape = (channels * frames * vision.patch_size**2,) if frames else (channels, vision.patch_size, vision.patch_size)
+    patches = torch.randn(BATCH * side * side, *shape, generator=generator, dtype=torch.float64)
+    grids = {"pixel_values": patches.to(dtype), "image_grid_thw": torch.tensor([[1, side, side]] * BATCH)}
+    return grids | ({"image_merge_sizes": torch.full((BATCH,), merge)} if "image_merge_sizes" in reads else {})
 
 
 def _placed_patches(vision: Any, dtype: torch.dtype, generator: torch.Generator) -> dict[str, Tensor]:

@@ -8,6 +8,7 @@ import torch
 import decoders
 import encoder_models
 import image_models
+import image_text_models
 import mupscale_cli
 import speech_models
 from helpers import MLP_MODULE, MODELS, ONLY_NAMES, build, save_mlp
@@ -22,7 +23,7 @@ from mupscale_cli.tasks.widen import widen
 # The tied models have the same layers, and other types are only names in a recipe.
 UNTIED = ("Llama-untied", "GPT2-untied", "Mixtral-untied", "Olmo-untied", "NanoChat-untied")
 SLOW = {case for case in MODELS if case.endswith("-untied") and case not in UNTIED} | ONLY_NAMES
-SLOW |= decoders.RARE | encoder_models.RARE | speech_models.RARE | image_models.RARE
+SLOW |= decoders.RARE | encoder_models.RARE | speech_models.RARE | image_models.RARE | image_text_models.RARE
 EVERY_AXIS = ["GPT2-tied", pytest.param("T5-tied", marks=pytest.mark.slow)]
 # Types whose class renames what it reads, by a rule that precedes another and with a prefix that others end in.
 RENAMED = ("BailingHybrid-untied", "XLMRoberta-tied")

@@ -1,0 +1,190 @@
+"""Tiny models of images with text, of families that repeat a pattern: an encoder, a connector, a language model."""
+
+from __future__ import annotations
+
+from typing import Any
+
+TEXT = {
+    "hidden_size": 48,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 4,
+    "num_key_value_heads": 2,
+    "intermediate_size": 40,
+    "vocab_size": 50,
+    "head_dim": 8,
+    "pad_token_id": 0,
+    "bos_token_id": 1,
+    "eos_token_id": 2,
+}
+NO_HEAD_DIM = {key: value for key, value in TEXT.items() if key != "head_dim"}
+VISION = {
+    "hidden_size": 24,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 4,
+    "intermediate_size": 36,
+    "image_size": 32,
+    "patch_size": 8,
+}
+SIGLIP = {**VISION, "model_type": "siglip_vision_model", "vision_use_head": False}
+# An encoder that takes images and videos of any resolution as rows of patches.
+QWEN_VISION = {
+    "depth": 2,
+    "hidden_size": 32,
+    "out_hidden_size": 48,
+    "num_heads": 4,
+    "intermediate_size": 36,
+    "patch_size": 4,
+    "spatial_merge_size": 2,
+}
+TOKENS = {
+    "image_token_id": 49,
+    "video_token_id": 48,
+    "vision_start_token_id": 47,
+    "vision_end_token_id": 46,
+}
+GLM_TOKENS = {
+    "image_token_id": 49,
+    "video_token_id": 48,
+    "image_start_token_id": 47,
+    "image_end_token_id": 46,
+    "video_start_token_id": 45,
+    "video_end_token_id": 44,
+}
+
+
+def _mrope(section: list[int], **others: Any) -> dict[str, Any]:
+    return {"rope_parameters": {"rope_type": "default", "mrope_section": section, "rope_theta": 1e4, **others}}
+
+
+GLM_TEXT = {**NO_HEAD_DIM, **_mrope([2, 2, 2], partial_rotary_factor=1.0)}
+GLM_VISION = {**QWEN_VISION, "intermediate_size": 28, "image_size": 16}
+
+# Each case: class in transformers, config class, settings.
+IMAGE_TEXT: dict[str, tuple[str, str, dict[str, Any]]] = {
+    **{
+        f"{name}-images": (
+            "Glm46VForConditionalGeneration",
+            f"{name}Config",
+            {**GLM_TOKENS, "text_config": GLM_TEXT, "vision_config": GLM_VISION},
+        )
+        for name in ("Glm46V", "Glmga")
+    },
+    # Encoders and language models alone.
+    **{
+        f"{name}-vision": (
+            f"{name}VisionModel",
+            f"{name}VisionConfig",
+            {**GLM_VISION, "out_hidden_size": 20},
+        )
+        for name in ("Glm4v", "GlmOcr")
+    },
+    "Qwen3VL-vision": (
+        "Qwen3VLVisionModel",
+        "Qwen3VLVisionConfig",
+        {**QWEN_VISION, "deepstack_visual_indexes": [0], "num_position_embeddings": 16},
+    ),
+    "VideoLlama3-vision": ("VideoLlama3VisionModel", "VideoLlama3VisionConfig", {**VISION, "hidden_size": 32}),
+    "Qwen3VL-text": ("Qwen3VLTextModel", "Qwen3VLTextConfig", {**TEXT, **_mrope([1, 1, 2])}),
+    "ShieldGemma2-images": (
+        "ShieldGemma2ForImageClassification",
+        "ShieldGemma2Config",
+        {
+            "text_config": {**TEXT, "sliding_window": 6},
+            "vision_config": SIGLIP,
+            "mm_tokens_per_image": 4,
+            "yes_token_index": 3,
+            "no_token_index": 4,
+            "image_token_index": 49,
+            "boi_token_index": 48,
+            "eoi_token_index": 47,
+        },
+    ),
+    "LightOnOcr-images": (
+        "LightOnOcrForConditionalGeneration",
+        "LightOnOcrConfig",
+        {
+            "text_config": {**TEXT, "model_type": "qwen3"},
+            "vision_config": {**VISION, "model_type": "pixtral", "head_dim": 6},
+            "image_token_id": 49,
+        },
+    ),
+    "VideoLlava-images": (
+        "VideoLlavaForConditionalGeneration",
+        "VideoLlavaConfig",
+        {
+            "text_config": {**TEXT, "model_type": "llama"},
+            "vision_config": {**VISION, "model_type": "clip_vision_model", "projection_dim": 16},
+            "image_token_index": 49,
+            "video_token_index": 48,
+        },
+    ),
+    "Lfm2Vl-images": (
+        "Lfm2VlForConditionalGeneration",
+        "Lfm2VlConfig",
+        {
+            "text_config": {**NO_HEAD_DIM, "layer_types": ["conv", "full_attention"], "block_auto_adjust_ff_dim": False},
+            "vision_config": {
+                **{key: value for key, value in VISION.items() if key != "image_size"},
+                "num_patches": 16,
+                "vision_use_head": False,
+            },
+            "projector_hidden_size": 20,
+            "image_token_id": 49,
+        },
+    ),
+    "DeepseekVL-images": (
+        "DeepseekVLForConditionalGeneration",
+        "DeepseekVLConfig",
+        {"text_config": {**TEXT, "model_type": "llama"}, "vision_config": SIGLIP, "image_token_id": 49},
+    ),
+    "HyperCLOVAXVision-images": (
+        "HyperCLOVAXVisionV2ForConditionalGeneration",
+        "HyperCLOVAXVisionV2Config",
+        {
+            "text_config": {**TEXT, "model_type": "hyperclovax"},
+            "vision_config": {**QWEN_VISION, "out_hidden_size": 20, "window_size": 16, "fullatt_block_indexes": [1]},
+            "image_token_id": 49,
+            "video_token_id": 48,
+        },
+    ),
+    "VideoLlama3-images": (
+        "VideoLlama3ForConditionalGeneration",
+        "VideoLlama3Config",
+        {
+            "text_config": {**TEXT, "model_type": "qwen2"},
+            "vision_config": {**VISION, "hidden_size": 32},
+            "image_token_id": 49,
+            "video_token_id": 48,
+        },
+    ),
+    "Glm4vMoe-images": (
+        "Glm4vMoeForConditionalGeneration",
+        "Glm4vMoeConfig",
+        {
+            **GLM_TOKENS,
+            "text_config": {
+                **NO_HEAD_DIM,
+                **_mrope([2, 2, 2], partial_rotary_factor=1.0),
+                "moe_intermediate_size": 12,
+                "n_routed_experts": 8,
+                "n_group": 2,
+                "topk_group": 1,
+                "num_experts_per_tok": 2,
+                "first_k_dense_replace": 1,
+            },
+            "vision_config": GLM_VISION,
+        },
+    ),
+    "GlmOcr-images": (
+        "GlmOcrForConditionalGeneration",
+        "GlmOcrConfig",
+        {
+            **GLM_TOKENS,
+            "text_config": {**TEXT, "head_dim": 12, **_mrope([2, 2, 2], partial_rotary_factor=1.0)},
+            "vision_config": {**GLM_VISION, "out_hidden_size": 48},
+        },
+    ),
+}
+
+# Tried in full only by `pytest -m slow`.
+RARE = frozenset(IMAGE_TEXT) - {"Lfm2Vl-images", "Glm4vMoe-images"}
