@@ -147,7 +147,9 @@ def _image_inputs(model: Any, config: Any, generator: torch.Generator) -> dict[s
     vision = config.vision_config
     reads = inspect.signature(model.forward).parameters
     if "image_grid_thw" in reads:
-        return _patches_on_grids(vision, reads, model.dtype, generator)
+        patches, grids, merges = _patches_on_grids(vision, model.dtype, generator)
+        values = {"pixel_values": patches, "image_grid_thw": grids, "image_merge_sizes": merges}
+        return {name: values[name] for name in values if name in reads}
     parameters = inspect.signature(_features_of(model, "image") or model.forward).parameters
     if "spatial_shapes" in parameters:  # patches side by side, of any aspect ratio
         return _rows_of_patches(vision, model.dtype, generator)
@@ -166,28 +168,26 @@ def _image_inputs(model: Any, config: Any, generator: torch.Generator) -> dict[s
     return {"pixel_values": pixels, "image_sizes": sizes}
 
 
-def _encoder_inputs(
-    config: Any, reads: Mapping[str, Any], dtype: torch.dtype, generator: torch.Generator
-) -> Inputs:
-    """Make images of any resolution for an image encoder alone, whose first argument are the patches."""
-    patches, grids, *merges = _patches_on_grids(config, {"image_merge_sizes"}, dtype, generator).values()
-    keywords = {next(iter(reads)): patches, "grid_thw": grids}
-    keywords |= dict(zip((name for name in ("merge_sizes",) if name in reads), merges, strict=False))
-    return Inputs((), keywords, f"{BATCH} random images as patches")
+def _encoder_inputs(config: Any, reads: Mapping[str, Any], dtype: torch.dtype, generator: torch.Generator) -> Inputs:
+    """Make images for an image encoder alone that takes any resolution; its first argument are the patches."""
+    patches, grids, merges = _patches_on_grids(config, dtype, generator)
+    values = {next(iter(reads)): patches, "grid_thw": grids, "merge_sizes": merges}
+    return Inputs((), {name: values[name] for name in values if name in reads}, f"{BATCH} random images as patches")
 
 
-def _patches_on_grids(
-    vision: Any, reads: Iterable[str], dtype: torch.dtype, generator: torch.Generator
-) -> dict[str, Tensor]:
-    """Make square images as one sequence of patches, with the time, height and width of each image in patches."""
+def _patches_on_grids(vision: Any, dtype: torch.dtype, generator: torch.Generator) -> tuple[Tensor, Tensor, Tensor]:
+    """Make square images as one sequence of patches.
+
+    Returns:
+        The patches, the time, height and width of each image in patches, and how many patches are merged along a side.
+    """
     merge = getattr(vision, "spatial_merge_size", 1)
     side = 2 * merge
     channels = getattr(vision, "in_channels", None) or getattr(vision, "num_channels", None) or vision.in_chans
     frames = getattr(vision, "temporal_patch_size", None)
     shape = (channels * frames * vision.patch_size**2,) if frames else (channels, vision.patch_size, vision.patch_size)
     patches = torch.randn(BATCH * side * side, *shape, generator=generator, dtype=torch.float64)
-    grids = {"pixel_values": patches.to(dtype), "image_grid_thw": torch.tensor([[1, side, side]] * BATCH)}
-    return grids | ({"image_merge_sizes": torch.full((BATCH,), merge)} if "image_merge_sizes" in reads else {})
+    return patches.to(dtype), torch.tensor([[1, side, side]] * BATCH), torch.full((BATCH,), merge)
 
 
 def _placed_patches(vision: Any, dtype: torch.dtype, generator: torch.Generator) -> dict[str, Tensor]:
