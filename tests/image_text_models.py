@@ -122,7 +122,11 @@ IMAGE_TEXT: dict[str, tuple[str, str, dict[str, Any]]] = {
         "Lfm2VlForConditionalGeneration",
         "Lfm2VlConfig",
         {
-            "text_config": {**NO_HEAD_DIM, "layer_types": ["conv", "full_attention"], "block_auto_adjust_ff_dim": False},
+            "text_config": {
+                **NO_HEAD_DIM,
+                "layer_types": ["conv", "full_attention"],
+                "block_auto_adjust_ff_dim": False,
+            },
             "vision_config": {
                 **{key: value for key, value in VISION.items() if key != "image_size"},
                 "num_patches": 16,

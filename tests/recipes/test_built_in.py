@@ -2,13 +2,13 @@
 
 from pathlib import Path
 
+import image_text_models
 import pytest
 import torch
 
 import decoders
 import encoder_models
 import image_models
-import image_text_models
 import mupscale_cli
 import speech_models
 from helpers import MLP_MODULE, MODELS, ONLY_NAMES, build, save_mlp
