@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from typing import Any
 
-import decoders
 from image_text_models import IMAGE_TEXT
+
+import decoders
 
 TEXT = {
     "hidden_size": 48,
