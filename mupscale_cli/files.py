@@ -55,7 +55,8 @@ def read_errors(path: Path, kind: type[MupscaleError] = CheckpointError) -> Iter
     try:
         yield
     except OSError as error:
-        raise kind(f"cannot read `{path}`: {error.strerror or error}") from error
+        hint = "check the path" if isinstance(error, FileNotFoundError) else None
+        raise kind(f"cannot read `{path}`: {error.strerror or error}", hint=hint) from error
 
 
 def require_plain(file: Path, limit: int | None = None) -> None:

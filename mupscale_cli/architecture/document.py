@@ -163,7 +163,7 @@ def parse_document(text: str, file: str, failure: type[Failure] = RecipeError) -
         raise failure(f"{file}: the {kind} is empty")
     node = _convert(root, document, lines)
     if not isinstance(node, Entries):
-        raise failure(f"{file}: expected a mapping at the top level")
+        raise failure(f"{file}: expected a mapping at the top level", hint=f"pass the YAML file of a {kind}")
     return node
 
 

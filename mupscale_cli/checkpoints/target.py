@@ -14,7 +14,7 @@ from mupscale_cli.checkpoints.fates import RECORD
 from mupscale_cli.checkpoints.header import METADATA_KEY, read_header
 from mupscale_cli.checkpoints.json_files import parse_object, read_json
 from mupscale_cli.checkpoints.publication import output_exists_error
-from mupscale_cli.errors import CheckpointError, OutputError
+from mupscale_cli.errors import CheckpointError, MupscaleError, OutputError
 from mupscale_cli.text import bytes_text
 
 _DISK_SLACK = 64 << 20  # headers, config, tokenizer
@@ -48,17 +48,15 @@ def check_output(
     """
     _refuse_overlap(output, source)
     _refuse_inputs((output, *companions, *replaced), inputs)
-    for path in (output, *companions):
-        if os.path.lexists(path):
-            if not overwrite:
-                raise output_exists_error(path)
-            if path != output and path not in replaced:
-                raise _not_ours(path, "no existing output has a record that names it")
-    for path, is_directory in {output: not source.is_file(), **replaced}.items():
-        if os.path.lexists(path):
-            _refuse_kind(path, is_directory=is_directory)
-    if os.path.lexists(output):
-        _require_record(output)
+    taken = [path for path in (output, *companions) if os.path.lexists(path)]
+    try:
+        _require_ours(taken, output, {output: not source.is_file(), **replaced})
+    except MupscaleError as error:
+        if taken and not overwrite:
+            raise output_exists_error(taken[0], can_replace=False) from error
+        raise
+    if taken and not overwrite:
+        raise output_exists_error(taken[0])
     existing = next(parent for parent in _resolved(output).parents if parent.exists())
     if not existing.is_dir() or not os.access(existing, os.W_OK):
         raise OutputError(f"`{existing}` is not a writable directory", hint="choose another path with `-o`")
@@ -69,6 +67,24 @@ def check_output(
             f"`{existing}` has {bytes_text(free)} free",
             hint="free some space, or write to another disk with `-o`",
         )
+
+
+def _require_ours(taken: Iterable[Path], output: Path, replaced: Mapping[Path, bool]) -> None:
+    """Check that existing paths are those of an output, which `--overwrite` replaces.
+
+    Args:
+        taken: the paths that the new output also has.
+        output: its final path.
+        replaced: all paths of the existing output, and whether each is to be a directory.
+    """
+    for path in taken:
+        if path not in replaced:
+            raise _not_ours(path, "no existing output has a record that names it")
+    for path, is_directory in replaced.items():
+        if os.path.lexists(path):
+            _refuse_kind(path, is_directory=is_directory)
+    if os.path.lexists(output):
+        _require_record(output)
 
 
 def _refuse_overlap(output: Path, source: Path) -> None:

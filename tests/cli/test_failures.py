@@ -37,6 +37,29 @@ def test_interrupted_run_leaves_no_checkpoint(name, code, saved, tmp_path):
         assert {"SIGINT": "interrupted", "SIGTERM": "terminated"}[name] in result.stderr
 
 
+def test_interrupted_job_keeps_what_is_finished_and_continues(saved, tmp_path):
+    (tmp_path / "narrow").symlink_to(saved("Llama-tied"))
+    steps = "".join(f"  - {{widen: narrow, factor: {factor}, verify: false}}\n" for factor in (2, 3))
+    (tmp_path / "job.yaml").write_text(f"steps:\n{steps}")
+    in_second = """
+import os, signal
+import mupscale_cli.tasks.jobs.running as running
+widen = running._run_widen
+def interrupting(planned, *rest):
+    if planned.step.options.factor == 3:
+        os.kill(os.getpid(), signal.SIGINT)
+    return widen(planned, *rest)
+running._run_widen = interrupting
+"""
+    result = shell("run", "job.yaml", cwd=tmp_path, code=in_second)
+    assert result.returncode == 130
+    assert "Traceback" not in result.stderr
+    assert "interrupted" in result.stderr
+    assert {file.name for file in tmp_path.iterdir()} == {"narrow", "job.yaml", "narrow-x2"}
+    again = shell("run", "job.yaml", "--json", cwd=tmp_path)
+    assert [step["status"] for step in json.loads(again.stdout)["steps"]] == ["skipped", "done"]
+
+
 def test_usage_error_is_a_document_with_typers_message():
     result = run("widen", "x", "--fctor", "2", "--json")
     assert result.code == 2

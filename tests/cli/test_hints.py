@@ -9,7 +9,7 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from cli_runner import run
-from helpers import build
+from helpers import MLP_MODULE, build, save_mlp
 from mupscale_cli.errors import PlanError
 from mupscale_cli.tasks.growing.grow import grow
 
@@ -73,6 +73,16 @@ def test_sizes_that_the_class_refuses(narrow):
     assert said("widen", str(narrow), "--axis", size, "--dry-run")[0] == 0
     assert "choose a larger target" in said("widen", str(narrow), "--to", str(narrow), "--dry-run")[1]
     assert said("widen", str(narrow), "--params", "60K", "--dry-run")[0] == 0
+
+
+def test_next_repeats_the_model_that_was_needed(tmp_path):
+    (tmp_path / "net.py").write_text(MLP_MODULE)
+    source, wide = str(save_mlp(tmp_path / "net.safetensors")), str(tmp_path / "wide.safetensors")
+    widened = run("widen", source, "-f", "2", "--model", f"{tmp_path / 'net.py'}:build", "-o", wide)
+    assert widened.code == 0, widened.err
+    line = re.search(r"mupscale (verify \S+ --model \S+ --steps) 20", widened.out)[1]
+    checked = run(*line.split(), "2")
+    assert checked.code == 0, checked.err
 
 
 def test_a_live_optimizer_has_no_options_of_the_command():

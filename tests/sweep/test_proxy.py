@@ -1,6 +1,7 @@
 """Test the proxy of a large model."""
 
 import json
+from types import SimpleNamespace
 
 import pytest
 
@@ -116,3 +117,10 @@ def test_hparams_map_through_proxy_and_widening(tokens, tmp_path, saved):
     assert by_name["model.embed_tokens.weight"]["clip_weight"] == 4
     lines = run("hparams", str(tmp_path / "wide"), "--from-sweep", str(tmp_path / "s"), "--format", "loop").out
     assert f"'lr': {lr / 4!r}" in lines  # scaled groups have the factors of one widening
+    names = sorted(by_name)
+    loaded = SimpleNamespace(param_groups=[{"lr": 9, "eps": 9, "param_names": [name]} for name in names])
+    setting = lines[lines.index("import re") : lines.index("mupscale.clip_grad_norm_")]
+    exec(setting, {"optimizer": loaded})  # noqa: S102 (what a user pastes)
+    for name, group in zip(names, loaded.param_groups, strict=True):  # not what the loaded state had
+        wanted = {"lr": by_name[name]["lr"], "initial_lr": by_name[name]["lr"], "eps": by_name[name]["eps"]}
+        assert group.items() >= wanted.items(), name

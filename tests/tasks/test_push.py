@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import shlex
 
 import pytest
 import torch
@@ -159,6 +160,7 @@ def test_an_interrupted_push_continues(hub, wide):
     broken = run("push", "wide", "me/wide")
     assert broken.code == 2
     assert "HTTP 503" in broken.err
+    assert "hint: try again" in broken.err
     assert "Traceback" not in broken.err
     assert TOKEN not in broken.err
     assert set(hub.files("me/wide")) == {".gitattributes"}, "half of a model was published"
@@ -404,6 +406,9 @@ def test_widening_can_end_with_a_push(hub, saved):
     )
     assert failed.code == 2
     assert "w3 is written; to publish it, run `mupscale push w3 me/w3 --private --commit-message 'a b'`" in failed.err
+    hub.failures.clear()
+    retried = run(*shlex.split(failed.err.rpartition("run `mupscale ")[2].partition("`")[0]))
+    assert (retried.code, hub.repos["me/w3"].private) == (0, True)
 
 
 def test_a_push_that_cannot_work_is_refused_before_the_widening(hub, saved, tmp_path, monkeypatch):

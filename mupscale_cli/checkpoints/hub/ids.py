@@ -6,13 +6,16 @@ import re
 from dataclasses import dataclass
 from pathlib import Path
 
-_HUB_ID = re.compile(r"(?:hf://)?(?P<repo>[\w][\w.-]*/[\w][\w.-]*)(?:@(?P<revision>[\w./-]+))?")
+_HUB_ID = re.compile(
+    r"(?:hf://|https://(?:huggingface|hf)\.co/)?(?P<repo>[\w][\w.-]*/[\w][\w.-]*)"
+    r"(?:(?:@|/tree/)(?P<revision>[\w./-]*[\w.-]))?"
+)
 _SHA256 = re.compile("[0-9a-f]{64}")
 
 
 @dataclass(frozen=True, slots=True)
 class HubId:
-    """A model on the Hub: `org/name`, `org/name@revision` or `hf://org/name`."""
+    """A model on the Hub: `org/name`, `org/name@revision`, `hf://org/name`, or the address of its page."""
 
     repo: str
     revision: str | None = None
@@ -27,7 +30,7 @@ class HubId:
 
 def parse_hub_id(text: str) -> HubId | None:
     """Parse a Hub id; None if the text is not one."""
-    match = _HUB_ID.fullmatch(text)
+    match = _HUB_ID.fullmatch(text.removesuffix("/") if text.startswith("https://") else text)
     return HubId(match["repo"], match["revision"]) if match else None
 
 
