@@ -9,12 +9,12 @@ from typing import TYPE_CHECKING, Annotated, cast
 import typer
 
 from mupscale_cli.cli import options, output, usage
-from mupscale_cli.errors import Interrupted, SweepError
+from mupscale_cli.errors import Interrupted, MupscaleError, SweepError
 from mupscale_cli.optimizers.options import StateOptions
 from mupscale_cli.tasks.options import WidenOptions, parse_axes
-from mupscale_cli.tasks.planning import output_path
+from mupscale_cli.tasks.planning import output_path, plan_source
 from mupscale_cli.tasks.reading import AS_STORED, Reading
-from mupscale_cli.tasks.source import find_source
+from mupscale_cli.tasks.source import Source, find_source
 
 if TYPE_CHECKING:
     from mupscale_cli.optimizers.state_plan import Policy
@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from mupscale_cli.sweep.grid import Grid
     from mupscale_cli.sweep.settings import Proxy, Schedule
 
+_OPTIMIZER = "adamw"  # of the built-in trainer
 _PROXY_STEPS = 10  # training steps of a proxy, in steps of a trial
 _grid_option = partial(typer.Option, rich_help_panel="Grid")
 _data_option = partial(typer.Option, rich_help_panel="Training data")
@@ -109,7 +110,12 @@ def sweep(
     steps: Annotated[int, _trainer_option(metavar="N", help="Optimizer steps per trial.")] = 200,
     batch_size: Annotated[int, _trainer_option(metavar="N", help="Sequences per step.")] = 16,
     length: Annotated[int, _trainer_option(metavar="N", help="Tokens per sequence.")] = 128,
-    weight_decay: Annotated[float, _trainer_option(metavar="NUMBER", help="Decoupled weight decay of matrices.")] = 0.0,
+    weight_decay: Annotated[
+        float | None,
+        _trainer_option(
+            metavar="NUMBER", help="Decoupled weight decay of matrices. Default: what the AdamW state has, or 0."
+        ),
+    ] = None,
     betas: Annotated[str, _trainer_option(metavar="B1,B2", help="AdamW's betas.")] = "0.9,0.95",
     eps: Annotated[float, _trainer_option(metavar="NUMBER", help="AdamW's eps.")] = 1e-8,
     clip: Annotated[
@@ -155,6 +161,9 @@ def sweep(
     from mupscale_cli.sweep.settings import Sweep, Training
 
     source = find_source(checkpoint, reading, recipe=recipe, with_state=optimizer == "auto")
+    state = StateOptions(optimizer, cast("Policy", optimizer_policy), key, tuple(optimizer_kind or ()))
+    if weight_decay is None:
+        weight_decay = 0.0 if command else _weight_decay(source, WidenOptions(factor=2, recipe=recipe, tie=tie), state)
     training = Training(
         steps,
         batch_size,
@@ -193,7 +202,7 @@ def sweep(
         reading=reading,
         recipe=recipe,
         tie=tie,
-        state=StateOptions(optimizer, cast("Policy", optimizer_policy), key, tuple(optimizer_kind or ())),
+        state=state,
         noise_mode=cast("Mode", noise_mode),
         noise_scale=cast("Scale", noise_scale),
         noise_on=tuple(noise_on or ()),
@@ -216,6 +225,24 @@ def sweep(
         target_options = WidenOptions(factor=settings.largest, axes=settings.axes)
         wide = output_path(source, target_options)
         sweep_view.print_outcome(outcome, settings, checkpoint, str(wide))
+
+
+def _weight_decay(source: Source, widened: WidenOptions, state: StateOptions) -> float:
+    """Return the weight decay of the narrow run, as far as its AdamW state has one, and say so; else 0."""
+    try:
+        groups = source.about_state(plan_source(source, widened), state).get("groups", ())
+    except MupscaleError:  # of a state that only a proxy-less sweep needs, which then says why
+        return 0.0
+    decays = {
+        float(group["settings"].get("weight_decay") or 0.0)
+        for group in groups
+        if group["optimizer"] == _OPTIMIZER and group["decoupled_weight_decay"]
+    } - {0.0}  # of what is not decayed
+    if len(decays) != 1:
+        return 0.0
+    (decay,) = decays
+    output.note(f"weight decay {decay:g}, as in {source.find_state(state)}; `--weight-decay` sets another")
+    return decay
 
 
 def _grid(factors: list[str], lr: str, lr_steps: int, noise: str, seeds: int) -> Grid:

@@ -92,21 +92,27 @@ class Source:
         return f"{self.remote.id}/{path.name}"
 
     def optimizer_kinds(self, plan: Plan, options: StateOptions) -> tuple[str, ...]:
-        """Return which optimizers the state to widen belongs to; none if it is not downloaded, or torch not installed.
+        """Return which optimizers the state to widen belongs to, with the errors of `about_state`."""
+        return tuple(self.about_state(plan, options).get("kinds", ()))
+
+    def about_state(self, plan: Plan, options: StateOptions) -> Mapping[str, Any]:
+        """Return what the record of a widening would say about the optimizer state, such as its kinds and groups.
+
+        It is empty without a state, if the state is not downloaded, or torch not installed.
 
         Raises:
             MupscaleError: the state does not tell, does not belong to the weights, or cannot be widened.
         """
         if not self.is_local or find_spec("torch") is None:
-            return ()
+            return {}
         if (trained := self.checkpoint.trained) is not None:
             from mupscale_cli.optimizers.in_kind import plan_in_kind  # imports torch
 
             in_kind = plan_in_kind(self.checkpoint, trained, plan, options)
             if in_kind.key is not None:
-                return tuple(in_kind.state.about["kinds"])
+                return in_kind.state.about
         carried = plan_carried_state(options, self.checkpoint, plan, DEFAULT_SHARD_BYTES)
-        return () if carried is None else tuple(carried.state.about["kinds"])
+        return {} if carried is None else carried.state.about
 
     @property
     def default_directory(self) -> Path:

@@ -5,9 +5,11 @@ import re
 import sys
 
 import pytest
+import torch
 
 from cli_runner import run
 from sweeps import OWN, SHORT, sweep, words
+from training import save_state
 
 
 def test_sweep_prints_a_table_and_writes_json_and_picture(swept):
@@ -107,3 +109,19 @@ def test_missing_library_is_reported(module, tokens, tmp_path, saved, monkeypatc
     assert result.code == 2
     assert re.search(f"{module}, which is not installed", result.err, re.IGNORECASE)
     assert "install the extra `sweep` (`mupscale help install`)" in result.err
+
+
+@pytest.mark.parametrize(
+    ("given", "decay"), [((), 0.1), (("--weight-decay", "0"), 0.0), (("--optimizer", "none"), 0.0)]
+)
+def test_weight_decay_is_that_of_the_state(given, decay, tokens, tmp_path):
+    source = save_state(tmp_path / "narrow", "torch")
+    state = torch.load(source / "optimizer.pt")
+    for group in state["param_groups"]:
+        group["weight_decay"] = 0.1
+    torch.save(state, source / "optimizer.pt")
+    options = (*words("--lr 1e-3 --noise 0 -f 2 --no-picture"), "-o", tmp_path / "s")
+    result = sweep(source, "--data", tokens, *options, *given, *SHORT)
+    document = json.loads((tmp_path / "s" / "sweep.json").read_text())
+    assert document["training"]["weight_decay"] == decay
+    assert ("weight decay 0.1, as in" in result.err) == bool(decay)
