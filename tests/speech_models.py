@@ -48,6 +48,16 @@ WHISPER = {
     "max_source_positions": 16,
 }
 
+MOONSHINE = {
+    "vocab_size": 50,
+    "hidden_size": 32,
+    "intermediate_size": 40,
+    "encoder_num_hidden_layers": 2,
+    "decoder_num_hidden_layers": 2,
+    "encoder_num_attention_heads": 2,
+    "decoder_num_attention_heads": 4,
+}
+
 # Each case: class in transformers, config class, settings.
 MODELS: dict[str, tuple[str, str, dict[str, Any]]] = {
     "Wav2Vec2-adapter": (
@@ -114,7 +124,13 @@ MODELS: dict[str, tuple[str, str, dict[str, Any]]] = {
         "AudioFlamingo3Config",
         {"text_config": {**TEXT, "model_type": "qwen2"}, "audio_config": AUDIO, "audio_token_id": 49},
     ),
+    "Moonshine-tied": ("MoonshineForConditionalGeneration", "MoonshineConfig", MOONSHINE),
+    "Moonshine-untied": (
+        "MoonshineForConditionalGeneration",
+        "MoonshineConfig",
+        {**MOONSHINE, "tie_word_embeddings": False, "attention_bias": True},
+    ),
     "ParakeetRNNT": ("ParakeetForRNNT", "ParakeetRNNTConfig", TRANSDUCER),
 }
 # Cases that the default run leaves out, since another case has the same shape.
-RARE = frozenset(MODELS) - {"WavLM-group", "Wav2Vec2Bert-relative", "ParakeetTDT", "Voxtral"}
+RARE = frozenset(MODELS) - {"WavLM-group", "Wav2Vec2Bert-relative", "ParakeetTDT", "Voxtral", "Moonshine-tied"}
