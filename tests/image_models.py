@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from encoder_models import VIT
+from encoder_models import BART, VIT
 
 TEXT = {
     "hidden_size": 32,
@@ -45,6 +45,36 @@ REGNET = {**STAGES, "embedding_size": 8, "groups_width": 4}
 MODELS: dict[str, tuple[str, str, dict[str, Any]]] = {
     "ViViT": ("VivitForVideoClassification", "VivitConfig", {**VIT, "num_frames": 4, "tubelet_size": [2, 8, 8]}),
     "TimeSformer": ("TimesformerForVideoClassification", "TimesformerConfig", {**VIT, "num_frames": 4}),
+    "TrOCR-vit": (
+        "VisionEncoderDecoderModel",
+        "VisionEncoderDecoderConfig",
+        {
+            "encoder": {**VIT, "model_type": "vit"},
+            "decoder": {
+                "model_type": "trocr",
+                "d_model": 32,
+                "decoder_layers": 2,
+                "decoder_attention_heads": 4,
+                "decoder_ffn_dim": 40,
+                "vocab_size": 50,
+                "cross_attention_hidden_size": 32,
+            },
+        },
+    ),
+    "Donut-swin": (
+        "VisionEncoderDecoderModel",
+        "VisionEncoderDecoderConfig",
+        {
+            "encoder": {**SWIN, "model_type": "donut-swin"},
+            "decoder": {
+                **BART,
+                "model_type": "mbart",
+                "add_cross_attention": True,
+                "is_decoder": True,
+                "is_encoder_decoder": False,
+            },
+        },
+    ),
     "AST": (
         "ASTForAudioClassification",
         "ASTConfig",

@@ -86,20 +86,20 @@ MODELS: dict[str, tuple[str, str, dict[str, Any]]] = {
         },
     ),
     **{
-        f"Wav2Vec2Conformer-{kind}": (
+        f"Wav2Vec2Conformer-{name}": (
             "Wav2Vec2ConformerForCTC",
             "Wav2Vec2ConformerConfig",
             {**CONFORMER, "position_embeddings_type": kind},
         )
-        for kind in ("relative", "rotary")
+        for name, kind in (("sinusoids", "relative"), ("rotary", "rotary"))
     },
     **{
-        f"Wav2Vec2Bert-{kind}": (
+        f"Wav2Vec2Bert-{name}": (
             "Wav2Vec2BertForCTC",
             "Wav2Vec2BertConfig",
             {**W2V_BERT, "position_embeddings_type": kind, "add_adapter": kind == "relative_key"},
         )
-        for kind in ("relative", "relative_key", "rotary")
+        for name, kind in (("sinusoids", "relative"), ("keys", "relative_key"), ("rotary", "rotary"))
     },
     "ParakeetEncoder": ("ParakeetEncoder", "ParakeetEncoderConfig", PARAKEET),
     "ParakeetCTC": (
@@ -133,4 +133,4 @@ MODELS: dict[str, tuple[str, str, dict[str, Any]]] = {
     "ParakeetRNNT": ("ParakeetForRNNT", "ParakeetRNNTConfig", TRANSDUCER),
 }
 # Cases that the default run leaves out, since another case has the same shape.
-RARE = frozenset(MODELS) - {"WavLM-group", "Wav2Vec2Bert-relative", "ParakeetTDT", "Voxtral", "Moonshine-tied"}
+RARE = frozenset(MODELS) - {"WavLM-group", "Wav2Vec2Bert-sinusoids", "ParakeetTDT", "Voxtral", "Moonshine-tied"}

@@ -31,7 +31,18 @@ AXES = {
 # The parts of these fused projections always have different coefficients or multiplicities.
 FUSED = ("Bloom", "Mpt", "GPTBigCode-multi", "Falcon-multi")
 HEADLESS = ("ViT-pooler", "T5-encoder", "CLIPText", "CLIPVision", "SiglipText", "SiglipVision", "Dinov3ViT")
-TRAINED = [case for case in MODELS if not case.startswith((*FUSED, *HEADLESS))]
+HEADLESS += (
+    "Siglip2Vision",
+    "DINOv3ConvNext",
+    "DonutSwin",
+    "MaskFormerSwin",
+    "RegNet-bare",
+    "CLAP-audio",
+    "Qwen2AudioEncoder",
+)
+# Sines and cosines of new frequencies get weights that learn.
+SINUSOIDS = ("XLNet", "Wav2Vec2Conformer-sinusoids", "Wav2Vec2Bert-sinusoids", "Parakeet")
+TRAINED = [case for case in MODELS if not case.startswith((*FUSED, *HEADLESS, *SINUSOIDS))]
 # One case per kind of architecture: dense, offset gains, mixtures of experts in four forms, latent attention, encoders,
 # encoder-decoders, convolutions with and without BatchNorm, state spaces and hybrids, images with text.
 KINDS = [
