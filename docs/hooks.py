@@ -17,7 +17,6 @@ MANUAL = "mupscale_cli/cli/pages"
 DOCUMENTS = {
     "README.md": "index.md",
     "recipes/README.md": "models.md",
-    "tests/infer_results.md": "drafts.md",
     "tests/experiments/README.md": "experiments.md",
     "CHANGELOG.md": "changes.md",
     "CONTRIBUTING.md": "contributing.md",

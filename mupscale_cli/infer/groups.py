@@ -50,7 +50,7 @@ def find_groups(doubled: DoubledShapes, axes: Axes, model: nn.Module, order: Seq
         key: pattern
         for members in same_pattern.values()
         if len(members) > 1
-        for (key, _), pattern in zip(members, _narrowed([names for _, names in members], name_axes), strict=True)
+        for (key, _), pattern in zip(members, narrowed([names for _, names in members], name_axes), strict=True)
     }
     groups = []
     for (pattern, polynomials), names in grouped.items():
@@ -166,8 +166,8 @@ def _pattern(name: str, name_axes: _NameAxes, spelled: Mapping[int, str] | None 
     return NUMBER_IN_NAME.sub(lambda _: texts.get(next(counter), "*"), name)
 
 
-def _narrowed(members: Sequence[Sequence[str]], name_axes: _NameAxes) -> list[str]:
-    """Return a pattern for each set of names that differ only in numbers; it spells out the number that differs."""
+def narrowed(members: Sequence[Sequence[str]], name_axes: _NameAxes) -> list[str]:
+    """Return a pattern for each set of names that differ only in numbers; all but the largest name the number."""
     numbers = [[NUMBER_IN_NAME.findall(name) for name in names] for names in members]
     values = {
         position: [{tuples[position] for tuples in some} for some in numbers] for position in range(len(numbers[0][0]))
@@ -178,10 +178,18 @@ def _narrowed(members: Sequence[Sequence[str]], name_axes: _NameAxes) -> list[st
     if not distinct:
         raise InferError(f"`{members[0][0]}` and `{members[1][0]}` differ in size, but no number distinguishes them")
     position = min(distinct, key=lambda position: sum(map(len, values[position])))
+    largest = max(range(len(members)), key=lambda index: len(values[position][index]))
+    lowest, highest = (extreme(map(int, set().union(*values[position]))) for extreme in (min, max))
     patterns = []
-    for names, some in zip(members, values[position], strict=True):
-        spelled = sorted(some, key=int)
-        text = f"{{{','.join(spelled)}}}" if len(spelled) > 1 else spelled[0]
+    for index, (names, some) in enumerate(zip(members, values[position], strict=True)):
+        if index == largest and len(some) > 1:
+            text = "*"  # deeper models have more of them, and a rule with fewer `*` comes first
+        elif some == {str(lowest)}:
+            text = "{first}"
+        elif some == {str(highest)}:
+            text = "{last}"
+        else:
+            text = f"{{{','.join(sorted(some, key=int))}}}" if len(some) > 1 else next(iter(some))
         patterns.append(_pattern(names[0], name_axes, {position: text}))
     return patterns
 

@@ -6,19 +6,27 @@ this axis. Its position tells whether the layer sums over it, and widening a ran
 
 from __future__ import annotations
 
+import itertools
+import re
+from collections import defaultdict
 from collections.abc import Iterator, Mapping
 from typing import Any
 
 from mupscale_cli.architecture.loading import read_draft
+from mupscale_cli.errors import MupscaleError
 from mupscale_cli.infer.architecture import Shapes, TransformersArchitecture
-from mupscale_cli.infer.errors import InferError, TinyError
+from mupscale_cli.infer.errors import InferError, TinyError, first_line
+from mupscale_cli.infer.groups import narrowed
 from mupscale_cli.infer.proof import ProofModel
 from mupscale_cli.infer.tiny import Task, TinyModel, build, tiny_model
 from mupscale_cli.infer.tiny_configs import config_class
 from mupscale_cli.infer.vocabulary import LOOKED_UP, NO_WIDTHS, QUERY, module_of
+from mupscale_cli.infer.write import Rule, merged_rules
 from mupscale_cli.text import starred
 
 _SMALLEST = 8  # the smallest width of a tiny model, and of what may be a width
+_MULTIPLIER = re.compile(r"(depth|width|channel)s?_(mult\w*|coefficient)|alpha|.*_width_mult\w*")  # of all channels
+_GROUP_WIDTH = re.compile(r"groups?_width|width_per_group")
 
 
 def infer_stages(model_type: str, task: Task, flags: Mapping[str, Any] | None, version: str) -> tuple[str, float]:
@@ -39,45 +47,90 @@ def infer_stages(model_type: str, task: Task, flags: Mapping[str, Any] | None, v
     tiny = _small_model(model_type, task, flags)
     architecture = TransformersArchitecture(model_type, task, tiny.config)
     shapes = architecture.shapes(architecture.config)
-    keys = [key for key in tiny.config if _is_width(architecture, shapes, key)]
-    if not keys:
+    widths = [key for key in tiny.config if _is_width(architecture, shapes, key)]
+    if not widths:
         raise InferError(f"no key of the config of `{model_type}` makes its tensors wider")
-    wide = architecture.shapes(_doubled(architecture.config, keys))
     head = type(tiny.model).__name__
     model = ProofModel.of(architecture)
-    for with_queries in (False, True):
-        body = _recipe_text(model_type, head, keys, dict(_layouts(shapes, wide, with_queries=with_queries)))
+    problem = ""
+    for keys, with_queries in itertools.product(_with_group_widths(tiny.config, widths), (False, True)):
+        try:
+            wide = architecture.shapes(_doubled(architecture.config, keys))
+            body = _recipe_text(model_type, head, keys, dict(_layouts(shapes, wide, with_queries=with_queries)))
+        except Exception as error:  # noqa: BLE001 (architectures raise anything; other keys may fit)
+            problem = problem or first_line(error)
+            continue
         errors = [model.widen(read_draft(body, model_type), {"c": factor}) for factor in (2, 3)]
         worst = max((error for error in errors if isinstance(error, float)), default=0.0)
-        if not any(isinstance(error, str) for error in errors):
+        problems = [error for error in errors if isinstance(error, str)]
+        if not problems:
             return _header(model_type, head, version, worst) + body, worst
+        problem = problem or problems[0]
     raise InferError(
-        f"`{model_type}` does not widen exactly when all stages grow together",
+        f"`{model_type}` does not widen exactly when all stages grow together ({', '.join(widths)}): {problem}",
         hint="write a recipe by hand; `recipes/resnet.yaml` is an example of this kind",
     )
 
 
+def _with_group_widths(config: Mapping[str, Any], widths: list[str]) -> Iterator[list[str]]:
+    """Yield the keys of widths alone, which adds groups to grouped convolutions, and with the width of a group."""
+    yield widths
+    groups = [key for key, value in config.items() if _GROUP_WIDTH.fullmatch(key) and type(value) is int]
+    if groups:
+        yield [*widths, *groups]
+
+
 def _small_model(model_type: str, task: Task, flags: Mapping[str, Any] | None) -> TinyModel:
     """Build a tiny model, or one with default sizes and small stages if the tiny sizes do not fit together."""
-    small = _small_stages(model_type)
-    try:
-        return tiny_model(model_type, task, flags=flags, overrides=small)
-    except TinyError:
+    first_error: MupscaleError | None = None
+    for small in _small_stages(model_type):
+        try:
+            return tiny_model(model_type, task, flags=flags, overrides=small)
+        except TinyError as error:
+            first_error = first_error or error
         try:
             return build(model_type, task, small)
-        except Exception as error:  # transformers raises anything
-            raise TinyError(f"cannot build `{model_type}`: {error}") from error
+        except Exception as error:  # noqa: BLE001 (transformers raises anything; other sizes may fit)
+            first_error = first_error or TinyError(f"cannot build `{model_type}`: {first_line(error)}")
+    assert first_error is not None
+    raise first_error
 
 
-def _small_stages(model_type: str) -> dict[str, Any]:
-    """Divide lists of widths so that their smallest entry is small."""
-    stages = {}
-    for key, value in config_class(model_type)().to_dict().items():
+def _small_stages(model_type: str) -> Iterator[dict[str, Any]]:
+    """Yield settings with two layers a stage: with small widths, with groups as much smaller, and with all widths.
+
+    A multiplier of widths becomes 1, and what the config states as a multiple of it becomes as much smaller.
+    """
+    defaults = config_class(model_type)().to_dict()
+    depths = {
+        key: [min(depth, 2) for depth in value]
+        for key, value in defaults.items()
+        if key == "depths" and isinstance(value, (list, tuple))
+    }
+    stages, groups = {}, {}
+    for key, value in defaults.items():
         if _is_list_of_sizes(value) and not NO_WIDTHS.fullmatch(key):
             divisor = min(value) // _SMALLEST
             if divisor > 1 and all(size % divisor == 0 for size in value):
                 stages[key] = [size // divisor for size in value]
-    return stages
+                groups = {
+                    name: size // divisor
+                    for name, size in defaults.items()
+                    if _GROUP_WIDTH.fullmatch(name) and type(size) is int and size % divisor == 0
+                }
+    multipliers = {key: value for key, value in defaults.items() if _is_multiplier(key, value) and value > 1}
+    if multipliers:
+        widest = max(multipliers.values())
+        small = dict.fromkeys(multipliers, 1.0)
+        yield {**small, **{key: int(defaults[key] / widest) for key in ("hidden_dim",) if key in defaults}}
+    yield {**depths, **stages}
+    if groups:
+        yield {**depths, **stages, **groups}
+    yield depths
+
+
+def _is_multiplier(key: str, value: object) -> bool:
+    return isinstance(value, float) and bool(_MULTIPLIER.fullmatch(key))
 
 
 def _is_list_of_sizes(value: object) -> bool:
@@ -89,7 +142,8 @@ def _is_list_of_sizes(value: object) -> bool:
 def _is_width(architecture: TransformersArchitecture, shapes: Shapes, key: str) -> bool:
     """Return whether doubling a key widens tensors, keeps their names, and leaves kernels over an image alone."""
     value = architecture.config[key]
-    if NO_WIDTHS.fullmatch(key) or not (_is_list_of_sizes(value) or (type(value) is int and value >= _SMALLEST)):
+    is_size = _is_list_of_sizes(value) or (type(value) is int and value >= _SMALLEST)
+    if not _is_multiplier(key, value) and (NO_WIDTHS.fullmatch(key) or not is_size):
         return False
     try:
         wide = architecture.shapes(_doubled(architecture.config, [key]))
@@ -141,18 +195,25 @@ def _recipe_text(model_type: str, head: str, keys: list[str], layouts: Mapping[s
         *("axes:", "  c: {size: varies, about: widths of every stage}", "", "widen: [c]", ""),
         *("config:", *(f"  {key}: {key} | c" for key in keys), "", "tensors:"),
     ]
-    choices: dict[str, set[str]] = {}
+    alike: dict[str, dict[str, list[str]]] = defaultdict(lambda: defaultdict(list))
     for name, layout in layouts.items():
-        choices.setdefault(starred(name), set()).add(layout)
-    rules: dict[str, str] = {}
-    for name, layout in layouts.items():
-        pattern = starred(name)
-        # Layers of different kinds may share a pattern; their tensors are listed by name.
-        rules.setdefault(pattern if len(choices[pattern]) == 1 else name, layout)
-    lines += (
-        f'  "{pattern}?": ' + (layout if layout == "keep" else f'"{layout}"') for pattern, layout in rules.items()
-    )
+        alike[starred(name)][layout].append(name)
+    rules = []
+    for pattern, names_of in alike.items():
+        patterns = [pattern]
+        if len(names_of) > 1:
+            try:
+                patterns = narrowed(list(names_of.values()), {})
+            except InferError:  # several numbers tell the layers apart
+                rules += [Rule(name, (("", layout),), True, "") for layout, names in names_of.items() for name in names]
+                continue
+        rules += [Rule(each, (("", layout),), True, "") for each, layout in zip(patterns, names_of, strict=True)]
+    lines += (f"{rule.head}{_value(rule.layouts[0][1])}" for rule in merged_rules(rules))
     return "\n".join(lines) + "\n"
+
+
+def _value(layout: str) -> str:
+    return layout if layout == "keep" else f'"{layout}"'
 
 
 def _header(model_type: str, head: str, version: str, error: float) -> str:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import re
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -27,6 +28,7 @@ TASKS: dict[Task, str] = {
     "base": "MODEL_MAPPING",
 }
 _MAX_PARAMETERS = 50_000_000
+_MAPPING = re.compile(r"MODEL_(FOR_)?(.*)_MAPPING_NAMES")
 
 
 @dataclass(frozen=True)
@@ -75,8 +77,21 @@ def task_of(model_type: str, architectures: object = None) -> Task:
         if named == model_class(model_type, task).__name__:
             return task
     if not available:
-        raise TinyError(f"transformers has no `{model_type}` model for any of the tasks {', '.join(TASKS)}")
+        raise TinyError(
+            f"`{model_type}` is a model for {', '.join(_tasks_of(model_type))}; drafts are made for {', '.join(TASKS)}",
+            hint="write a recipe (`mupscale help language`), and name a function that builds the model for its proof: "
+            "`mupscale recipes infer FILE:FUNCTION`",
+        )
     return available[0]
+
+
+def _tasks_of(model_type: str) -> list[str]:
+    """Return the tasks that transformers has a class of a model type for, as its mappings name them."""
+    from transformers.models.auto import modeling_auto
+
+    mappings = {name: found for name, found in vars(modeling_auto).items() if _MAPPING.fullmatch(name)}
+    tasks = [_MAPPING.sub(r"\2", name) for name, found in mappings.items() if model_type in found]
+    return sorted(task.lower().replace("_", "-") for task in tasks) or ["no task of its own"]
 
 
 def use_eager(config: Any) -> None:
@@ -118,12 +133,23 @@ def _check_tiny(model_type: str, task: Task, config: Any) -> None:
     except Exception:  # noqa: BLE001 (some models read tensor values in their constructor; they are not checked)
         return
     count = sum(parameter.numel() for parameter in model.parameters())
-    if count > _MAX_PARAMETERS:
+    if count <= _MAX_PARAMETERS:
+        return
+    parts = [
+        f"`{key}` ({part.model_type})" for key in sorted(config.sub_configs) if (part := getattr(config, key, None))
+    ]
+    if parts:
         raise TinyError(
-            f"cannot build a tiny `{model_type}`: with every known size reduced it still has "
-            f"{count / 1e6:.0f} M parameters",
-            hint="try the recipe on a small checkpoint of your own: `mupscale recipes check FILE CKPT`",
+            f"cannot build a tiny `{model_type}`: the sizes in its parts {', '.join(parts)} cannot be reduced, and "
+            f"it has {count / 1e6:.0f} M parameters",
+            hint="write a recipe whose `parts` name a recipe for each of them (`mupscale help language`), and try it "
+            "on a small checkpoint of your own: `mupscale recipes check FILE CKPT`",
         )
+    raise TinyError(
+        f"cannot build a tiny `{model_type}`: with every known size reduced it still has "
+        f"{count / 1e6:.0f} M parameters",
+        hint="try a recipe of yours on a small checkpoint: `mupscale recipes check FILE CKPT`",
+    )
 
 
 def tiny_model(

@@ -221,7 +221,7 @@ def _defaults(draft: Draft, config: Mapping[str, str], names: Sequence[str]) -> 
 
 
 @dataclass(frozen=True, slots=True)
-class _Rule:
+class Rule:
     """A rule for tensors: pairs of condition and layout; the last condition is empty."""
 
     pattern: str
@@ -234,7 +234,7 @@ class _Rule:
         return f'  "{self.pattern}{"?" if self.optional else ""}": '
 
 
-def _rule_lines(rules: Sequence[_Rule]) -> Iterator[str]:
+def _rule_lines(rules: Sequence[Rule]) -> Iterator[str]:
     """Yield the YAML of rules, with aligned comments."""
     commented = (rule for rule in rules if len(rule.layouts) == 1 and rule.comment)
     width = max((len(rule.head) + len(rule.layouts[0][1]) for rule in commented), default=0)
@@ -249,7 +249,7 @@ def _rule_lines(rules: Sequence[_Rule]) -> Iterator[str]:
             yield f'    - {{when: {condition}, dims: "{layout}"}}' if condition else f'    - "{layout}"'
 
 
-def _rules(draft: Draft) -> list[_Rule]:
+def _rules(draft: Draft) -> list[Rule]:
     layouts: dict[str, dict[str, str]] = defaultdict(dict)
     comments: dict[str, str] = {}
     optional: set[str] = set()
@@ -275,8 +275,8 @@ def _rules(draft: Draft) -> list[_Rule]:
             choices = [("tied_readout", by_kind["tied"]), ("", by_kind[""])]
         else:
             choices = [("", next(iter(by_kind.values())))]
-        rules.append(_Rule(pattern, tuple(choices), pattern in optional, comments[pattern]))
-    return _merged(_without_repeated(rules))
+        rules.append(Rule(pattern, tuple(choices), pattern in optional, comments[pattern]))
+    return merged_rules(_without_repeated(rules))
 
 
 def _with_powers_of(choice: Choice, moving: set[str]) -> Choice:
@@ -331,18 +331,18 @@ def _layers(group: Group) -> tuple[str, set[str]]:
     return stem, {name[len(stem) :].partition(".")[0] for name in group.names}
 
 
-def _without_repeated(rules: list[_Rule]) -> list[_Rule]:
+def _without_repeated(rules: list[Rule]) -> list[Rule]:
     """Drop rules for the last layer that equal the rule for every layer."""
     layouts = {rule.pattern: rule.layouts for rule in rules}
 
-    def is_repeated(rule: _Rule) -> bool:
+    def is_repeated(rule: Rule) -> bool:
         general = rule.pattern.replace("{last}", "*", 1)
         return general != rule.pattern and layouts.get(general) == rule.layouts
 
     return [rule for rule in rules if not is_repeated(rule)]
 
 
-def _merged(rules: list[_Rule]) -> list[_Rule]:
+def merged_rules(rules: list[Rule]) -> list[Rule]:
     """Merge rules whose names differ in one part into one rule with alternatives."""
     for index, rule in enumerate(rules):
         similar = [r for r in rules[index + 1 :] if (r.layouts, r.optional) == (rule.layouts, rule.optional)]
@@ -350,7 +350,7 @@ def _merged(rules: list[_Rule]) -> list[_Rule]:
             same = [other for other in similar if _differ_only_in(rule.pattern, other.pattern, place)]
             if same:
                 merged = replace(rule, pattern=_with_alternatives([r.pattern for r in (rule, *same)], place))
-                return _merged([merged if r is rule else r for r in rules if r not in same])
+                return merged_rules([merged if r is rule else r for r in rules if r not in same])
     return rules
 
 
@@ -365,16 +365,22 @@ def _differ_only_in(pattern: str, other: str, place: int) -> bool:
     if len(ours) != len(theirs) or any(a != b for i, (a, b) in enumerate(zip(ours, theirs, strict=True)) if i != place):
         return False
     special = set("*{}")
-    is_plain = not special & set(theirs[place]) and not special & set(ours[place].replace("{weight,bias}", ""))
+    is_plain = not special & {*theirs[place], *"".join(_alternatives(ours[place]))}
     return is_plain and not ours[place].isdigit()
 
 
 def _with_alternatives(patterns: Sequence[str], place: int) -> str:
     parts = [_parts(pattern) for pattern in patterns]
-    texts = [part[place] for part in parts]
+    texts = [text for part in parts for text in _alternatives(part[place])]
     end = _common_end(texts)
     choices = ",".join(text.removesuffix(end) for text in texts)
     return ".".join([*parts[0][:place], f"{{{choices}}}{end}", *parts[0][place + 1 :]])
+
+
+def _alternatives(part: str) -> list[str]:
+    """Return what a part of a pattern stands for: `weight` and `bias` for `{weight,bias}`."""
+    listed = re.fullmatch(r"\{([^{}]*)\}(\w*)", part)
+    return [text + listed[2] for text in listed[1].split(",")] if listed else [part]
 
 
 def _common_end(texts: Sequence[str]) -> str:

@@ -14,6 +14,7 @@ from cli_runner import run
 from mupscale_cli import widen
 from mupscale_cli.architecture.loading import load_recipe, matched_values
 from mupscale_cli.errors import MupscaleError
+from mupscale_cli.infer.groups import narrowed
 from mupscale_cli.infer.infer import infer, infer_target, infer_user_model
 from mupscale_cli.infer.search import Budget
 from mupscale_cli.infer.tiny import tiny_model
@@ -171,6 +172,35 @@ def test_stages_are_drafted_as_one_axis(tmp_path):
     source = tiny_model("convnextv2", "image-classification").save(tmp_path / "narrow")
     assert wide_shapes(plan_widening(source, factor=3, recipe=file)) == wide_shapes(plan_widening(source, factor=3))
     assert inferred.worst < 1e-12
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("model_type", "key", "layout"),
+    [
+        ("mobilenet_v1", "depth_multiplier", "c, /c, ., ."),
+        ("mobilenet_v2", "depth_multiplier", "c, /c, ., ."),
+        ("regnet", "groups_width", "c, /c, ., ."),
+        ("resnet", "hidden_sizes", "c, /c, ., ."),
+    ],
+)
+def test_convolutions_with_multipliers_or_groups(tmp_path, model_type, key, layout):
+    inferred = infer(model_type, "image-classification")
+    (tmp_path / "drafted.yaml").write_text(inferred.text)
+    recipe = load_recipe(tmp_path / "drafted.yaml")
+    assert inferred.worst < 1e-12
+    assert f"  {key}: {key} | c" in inferred.text
+    assert [layout] in layouts(recipe).values()
+    assert len(recipe.tensors) < 20
+
+
+def test_layers_that_differ_are_told_apart_as_a_person_would():
+    def names(*numbers):
+        return [f"layers.{number}.up.weight" for number in numbers]
+
+    assert narrowed([names(0), names(1, 2, 3)], {}) == ["layers.{first}.up.weight", "layers.*.up.weight"]
+    assert narrowed([names(0, 1, 2), names(3)], {}) == ["layers.*.up.weight", "layers.{last}.up.weight"]
+    assert narrowed([names(0, 2, 4), names(1, 3)], {}) == ["layers.*.up.weight", "layers.{1,3}.up.weight"]
 
 
 def test_config_file_sets_the_model_type_and_flags(tmp_path):

@@ -4,7 +4,7 @@ import pytest
 
 from mupscale_cli.infer import tiny
 from mupscale_cli.infer.errors import TinyError
-from mupscale_cli.infer.tiny import tiny_model
+from mupscale_cli.infer.tiny import task_of, tiny_model
 from mupscale_cli.infer.tiny_configs import tiny_sizes
 
 
@@ -36,6 +36,16 @@ def test_tiny_model_keeps_the_flags_of_a_config():
 def test_tiny_model_refuses_an_unknown_type():
     with pytest.raises(TinyError, match="no model type `nothing`"):
         tiny_model("nothing")
+
+
+def test_tiny_model_names_the_parts_that_stay_large():
+    with pytest.raises(TinyError, match=r"in its parts `text_config` \(chinese_clip_text_model\), `vision_config`"):
+        tiny_model("chinese_clip", "base")
+
+
+def test_a_type_for_another_task_is_said_to_be_one():
+    with pytest.raises(TinyError, match=r"`superpoint` is a model for keypoint-detection; drafts are made for"):
+        task_of("superpoint")
 
 
 def test_tiny_model_refuses_a_model_that_stays_large(monkeypatch):

@@ -59,7 +59,7 @@ DOCUMENTS = [
     *sorted((PACKAGE / "cli" / "pages").glob("*.md")),
     *sorted((ROOT / "recipes").iterdir()),
     *sorted((ROOT / "examples").iterdir()),
-    *(ROOT / "tests" / name for name in ("experiments/README.md", "fuzzing/README.md", "infer_results.md")),
+    *(ROOT / "tests" / name for name in ("experiments/README.md", "fuzzing/README.md")),
 ]
 ROOMS = {
     "root": sorted(PACKAGE.glob("*.py")),
