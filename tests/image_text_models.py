@@ -188,6 +188,94 @@ IMAGE_TEXT: dict[str, tuple[str, str, dict[str, Any]]] = {
             "vision_config": {**GLM_VISION, "out_hidden_size": 48},
         },
     ),
+    "Exaone45-images": (
+        "Exaone4_5_ForConditionalGeneration",
+        "Exaone4_5_Config",
+        {
+            "text_config": {
+                **TEXT,
+                "model_type": "exaone4",
+                "sliding_window": 6,
+                "layer_types": ["sliding_attention", "full_attention"],
+            },
+            "vision_config": {
+                **QWEN_VISION,
+                "num_key_value_heads": 2,
+                "window_size": 16,
+                "fullatt_block_indexes": [1],
+            },
+            **TOKENS,
+        },
+    ),
+    "PaddleOCRVL-images": (
+        "PaddleOCRVLForConditionalGeneration",
+        "PaddleOCRVLConfig",
+        {
+            **TOKENS,
+            "text_config": {**TEXT, **_mrope([1, 1, 2])},
+            "vision_config": {**VISION, "hidden_size": 32},
+        },
+    ),
+    "Lfm3Vl-images": (
+        "Lfm3VlForConditionalGeneration",
+        "Lfm3VlConfig",
+        {
+            **TOKENS,
+            "text_config": {**TEXT, "layer_types": ["conv", "full_attention"]},
+            "vision_config": {
+                "hidden_size": 32,
+                "intermediate_size": 36,
+                "num_hidden_layers": 2,
+                "num_attention_heads": 4,
+                "num_key_value_heads": 2,
+                "layer_types": ["conv", "full_attention"],
+                "patch_size": 4,
+            },
+            "projector_hidden_size": 20,
+        },
+    ),
+    "CohereCompass-images": (
+        "CohereCompassForConditionalGeneration",
+        "CohereCompassConfig",
+        {
+            **TOKENS,
+            "text_config": {
+                **TEXT,
+                "rope_parameters": {"full_attention": {"rope_type": "default", "rope_theta": 1e4}},
+            },
+            "vision_config": {**QWEN_VISION, "deepstack_visual_indexes": [0], "num_position_embeddings": 16},
+        },
+    ),
+    "Aria-images": (
+        "AriaForConditionalGeneration",
+        "AriaConfig",
+        {
+            "text_config": {**TEXT, "moe_num_experts": 4, "moe_topk": 2, "moe_num_shared_experts": 2},
+            "vision_config": {**VISION, "model_type": "idefics3_vision"},
+            "projector_patch_to_query_dict": {16: 4},
+            "image_token_index": 49,
+        },
+    ),
+    "DeepseekVLHybrid-images": (
+        "DeepseekVLHybridForConditionalGeneration",
+        "DeepseekVLHybridConfig",
+        {
+            "text_config": {**TEXT, "model_type": "llama"},
+            "vision_config": SIGLIP,
+            "high_res_vision_config": {
+                "hidden_size": 24,
+                "output_channels": 16,
+                "num_hidden_layers": 2,
+                "num_attention_heads": 4,
+                "image_size": 64,
+                "patch_size": 8,
+                "window_size": 2,
+                "global_attn_indexes": [1],
+                "mlp_dim": 36,
+            },
+            "image_token_id": 49,
+        },
+    ),
 }
 
 # Tried in full only by `pytest -m slow`.

@@ -160,6 +160,9 @@ def _image_inputs(model: Any, config: Any, generator: torch.Generator) -> dict[s
         return _tiled(pixels, vision.max_num_tiles)
     if "pixel_attention_mask" in parameters:  # several images per text
         return {"pixel_values": pixels[:, None]}
+    if "high_res_pixel_values" in parameters:  # each image in two sizes
+        large = _images(config.high_res_vision_config, generator)[0]
+        return {"pixel_values": pixels, "high_res_pixel_values": large.to(model.dtype)}
     if "image_sizes" not in parameters:
         return {"pixel_values": pixels}
     sizes = torch.tensor([pixels.shape[-2:]] * BATCH)
