@@ -46,6 +46,17 @@ VIT = {
     "image_size": 32,
     "patch_size": 8,
 }
+GEMMA = {
+    "hidden_size": 32,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 4,
+    "num_key_value_heads": 2,
+    "head_dim": 8,
+    "intermediate_size": 40,
+    "vocab_size": 50,
+    "max_position_embeddings": 64,
+}
+T5GEMMA = {"encoder": {**GEMMA, "hidden_size": 48}, "decoder": GEMMA, "vocab_size": 50}
 SPEECH = {
     "hidden_size": 32,
     "num_hidden_layers": 2,
@@ -170,6 +181,35 @@ ENCODERS: dict[str, tuple[str, str, dict[str, Any]]] = {
         "FunnelConfig",
         {"d_model": 32, "n_head": 4, "d_head": 6, "d_inner": 40, "block_sizes": [1, 1], "vocab_size": 50},
     ),
+    "T5Gemma-tied": ("T5GemmaForConditionalGeneration", "T5GemmaConfig", T5GEMMA),
+    "T5Gemma-untied": ("T5GemmaForConditionalGeneration", "T5GemmaConfig", {**T5GEMMA, "tie_word_embeddings": False}),
+    "T5Gemma2-tied": (
+        "T5Gemma2ForConditionalGeneration",
+        "T5Gemma2Config",
+        {
+            "encoder": {
+                "text_config": GEMMA,
+                "vision_config": {**VIT, "num_hidden_layers": 1},
+                "mm_tokens_per_image": 4,
+                "image_token_index": 47,
+                "boi_token_index": 48,
+                "eoi_token_index": 49,
+            },
+            "decoder": GEMMA,
+            "image_token_index": 47,
+            "eoi_token_index": 49,
+        },
+    ),
+    "FSMT-untied": (
+        "FSMTForConditionalGeneration",
+        "FSMTConfig",
+        {**BART, "src_vocab_size": 50, "tgt_vocab_size": 50, "langs": ["en", "de"], "decoder_start_token_id": 2},
+    ),
+    "NllbMoe-tied": (
+        "NllbMoeForConditionalGeneration",
+        "NllbMoeConfig",
+        {**BART, "num_experts": 4, "encoder_sparse_step": 2, "decoder_sparse_step": 2},
+    ),
     "BertGeneration": ("BertGenerationDecoder", "BertGenerationConfig", {**ENCODER, "is_decoder": True}),
 }
 
@@ -178,6 +218,7 @@ RARE = frozenset(
     {
         *("NomicBert-tied", "JinaEmbeddingsV3-tied", "EuroBert-tied", "Deberta-tied", "Esm-tied", "Ultrabert-tied"),
         *("Nystromformer-tied", "Yoso-tied", "Tapas-tied", "Luke-tied", "IBert-tied", "ConvBert-tied", "Flaubert-tied"),
+        *("T5Gemma-tied", "T5Gemma-untied", "T5Gemma2-tied", "FSMT-untied", "NllbMoe-tied"),
         *("MobileBert-tied", "FNet-pretraining", "Funnel-tied"),
         *("Ultrabert-untied", "Albert-pretraining", "Esm-absolute", "Esmc-untied"),
     }

@@ -128,7 +128,10 @@ def parse_match(node: Node | None) -> tuple[dict[str, tuple[str, ...]], Expressi
 
 
 def _prefixes(node: Node | None) -> tuple[dict[str, str], ...]:
-    """Parse `[a., b.]`, the values of the word `prefix`, or a list of mappings that each set several words together."""
+    """Parse `[a., b.]`, the values of the word `prefix`, or a list of mappings that each set several words together.
+
+    A composite that is saved without a head has the same names without the `model.` in front of them.
+    """
     if node is None:
         return ({"prefix": ""},)
     nodes = node.nodes if isinstance(node, Items) else (node,)
@@ -143,6 +146,9 @@ def _prefixes(node: Node | None) -> tuple[dict[str, str], ...]:
         prefixes.append({key.value if key else "prefix": _text(text).value for key, text in pairs})
         if set(prefixes[-1]) != set(prefixes[0]):
             raise item.error(f"expected the same words as in the first entry: {', '.join(prefixes[0])}")
+    if "prefix" not in prefixes[0]:
+        bare = [{word: text.removeprefix("model.") for word, text in words.items()} for words in prefixes]
+        prefixes += [words for words in bare if words not in prefixes]
     return tuple(prefixes)
 
 

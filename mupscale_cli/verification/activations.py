@@ -79,7 +79,7 @@ def following(
     def follow(own_name: str, output: Tensor) -> Tensor | None:
         name = names[own_name]
         narrow = next(expected.get(name, iter(())), None)
-        if narrow is None:
+        if narrow is None or not narrow.numel():  # the inputs did not reach it
             return None
         actual = output.detach().cpu()
         candidates = [(compare(name, value, actual), value) for value in predict(name, narrow, actual)]
@@ -117,7 +117,8 @@ def _watching(
 def name_in(model: nn.Module, name: str, known: Mapping[str, object]) -> str | None:
     """Return the name of a parameter or module in a model, or None.
 
-    A checkpoint may omit the prefix that a model with a head gives to the names of its base model.
+    A checkpoint may omit the prefix that a model with a head gives to the names of its base model, and a recipe may
+    give it to those of a base model.
 
     Args:
         model: the model.
@@ -125,7 +126,7 @@ def name_in(model: nn.Module, name: str, known: Mapping[str, object]) -> str | N
         known: names in the model.
     """
     prefix = getattr(model, "base_model_prefix", "")
-    return next((candidate for candidate in (name, f"{prefix}.{name}") if candidate in known), None)
+    return next((each for each in (name, f"{prefix}.{name}", name.removeprefix(f"{prefix}.")) if each in known), None)
 
 
 @dataclass(frozen=True, slots=True)

@@ -124,9 +124,13 @@ def _transformers_inputs(model: Any, generator: torch.Generator) -> Inputs:
     if name not in _KINDS:
         raise _unknown_kind(name)
     values, description = _KINDS[name](config, generator)
+    if name == "input_ids":
+        values = _for_head(model, values)
     keywords = {name: values}
     if getattr(config, "is_encoder_decoder", False):
         keywords["decoder_input_ids"] = _tokens(config, generator)[0]
+    if "global_attention_mask" in reads:  # Longformer and LED
+        keywords["global_attention_mask"] = torch.zeros_like(values).index_fill(-1, torch.tensor(0), 1)
     if name == "input_ids" and getattr(config, "vision_config", None) is not None and "pixel_values" not in reads:
         description += " without images"  # this class takes them in a form of its own
     elif name == "input_ids" and getattr(config, "vision_config", None) is not None:
@@ -310,6 +314,20 @@ def _unknown_kind(name: str) -> CannotVerify:
     return CannotVerify(
         f"cannot make random inputs of kind `{name}`; give your own model with `--model module.py:build`"
     )
+
+
+def _for_head(model: Any, tokens: Tensor) -> Tensor:
+    """Arrange texts as the model's head takes them.
+
+    Multiple choice takes them as the choices of one question, and a classifier that looks for the last token in front
+    of the padding takes one text if there is no padding.
+    """
+    head = type(model).__name__
+    if head.endswith("ForMultipleChoice"):
+        return tokens[None]
+    if head.endswith("ForSequenceClassification") and model.config.get_text_config().pad_token_id is None:
+        return tokens[:1]
+    return tokens
 
 
 def _as_text(config: Any, tokens: Tensor) -> Tensor:

@@ -98,7 +98,7 @@ def run(
             main = next(iter(logits))
             for each in settings.further:
                 logits[f"{main} {each.what}"] = each.output(model, placement.device, settings.dtype)
-    except (RuntimeError, TypeError, ValueError, NotImplementedError, AttributeError) as error:
+    except (RuntimeError, TypeError, ValueError, LookupError, AttributeError, AssertionError) as error:
         raise VerifyError(f"the model failed to run: {error}") from error
     return Outputs({what: value.cpu() for what, value in logits.items()}, trace, tokens)
 

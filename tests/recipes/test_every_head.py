@@ -1,0 +1,75 @@
+"""Bare models, classifiers, reward models and every other class of a type that has a recipe compute the same."""
+
+from collections.abc import Iterator
+
+import pytest
+import transformers
+from transformers.models.auto import modeling_auto
+
+import decoders
+from helpers import MODELS, randomize
+from mupscale_cli.tasks.widen import widen
+
+TASKS = (
+    *("MODEL", "MODEL_FOR_SEQUENCE_CLASSIFICATION", "MODEL_FOR_TOKEN_CLASSIFICATION", "MODEL_FOR_QUESTION_ANSWERING"),
+    *("MODEL_FOR_MULTIPLE_CHOICE", "MODEL_FOR_PRETRAINING", "MODEL_FOR_MASKED_LM", "MODEL_FOR_CAUSAL_LM"),
+    *("MODEL_FOR_SEQ_TO_SEQ_CAUSAL_LM", "MODEL_FOR_NEXT_SENTENCE_PREDICTION", "MODEL_FOR_TEXT_ENCODING"),
+)
+FAST = {
+    *("LlamaModel", "LlamaForSequenceClassification", "Qwen3ForTokenClassification", "GPT2ForSequenceClassification"),
+    *("BertForMultipleChoice", "BartForCausalLM"),
+}
+# Decoders whose cache, in transformers, has as many layers as the encoder.
+EVEN = {"decoder_layers": 2}
+
+
+def heads() -> Iterator[tuple[str, str]]:
+    """Yield the classes of the types among the tests' models, each with a case whose settings it takes."""
+    seen = {head for head, _, _ in MODELS.values()}
+    for case, (_, config, _) in MODELS.items():
+        model_type = getattr(transformers, config).model_type
+        for task in TASKS:
+            names = getattr(modeling_auto, f"{task}_MAPPING_NAMES").get(model_type, ())
+            for name in (names,) if isinstance(names, str) else names:
+                if name not in seen and hasattr(transformers, name):
+                    seen.add(name)
+                    yield case, name
+
+
+# Why a class is left out.
+LEFT_OUT = {
+    "ReformerForMaskedLM": "the settings are a decoder's",
+    "Emu3ForCausalLM": "it takes the language model's config",
+    **dict.fromkeys(("Qwen3_5ForCausalLM", "MllamaTextModel", "Emu3TextModel"), "it takes the language model's config"),
+    **dict.fromkeys(
+        ("DoryModel", "HYV4Model", "UniSpeechForPreTraining", "UniSpeechSatForPreTraining"),
+        "its tensors have names of their own, which the recipe lacks",
+    ),
+    "LlavaModel": "its class asks a tower of CLIP for a `patch_size` that it lacks",
+    "Dots3NoteTextModel": "without a readout, a bare model's indexer is compared in another scale",
+    **dict.fromkeys(
+        ("Wav2Vec2BertModel", "Wav2Vec2ConformerModel"),
+        "its stream is heads times dimensions, and a bare model's states are compared as copies of one axis",
+    ),
+    "Gemma3nModel": "its towers need timm",
+    "T5GemmaEncoderModel": "it takes a config without a decoder",
+}
+
+
+@pytest.mark.parametrize(
+    ("case", "head"),
+    [
+        pytest.param(case, head, id=head, marks=() if head in FAST else pytest.mark.slow)
+        for case, head in heads()
+        if head not in LEFT_OUT
+    ],
+)
+def test_a_head_computes_the_same(case, head, tmp_path):
+    _, config_class, settings = MODELS[case]
+    config = getattr(transformers, config_class)(**{**settings, **(EVEN if "decoder_layers" in settings else {})})
+    config._experts_implementation = "eager"  # the other implementations lack float64
+    model = getattr(transformers, head)(config)
+    randomize(model if case in decoders.FLOAT32 else model.double()).save_pretrained(tmp_path / "narrow")
+    verification = widen(tmp_path / "narrow", tmp_path / "wide", 2, dtype="float64").verification
+    assert verification.agrees, verification
+    assert verification.max_rel < 1e-12
