@@ -33,7 +33,10 @@ def write(tmp_path):
 
 
 # Chosen by name, or by the recipe of which they are a part.
-PARTS = ("mlp_mup", "resnet18_mup", "qwen_vision", "pixtral", "internvl_vision", "glm4v_vision")
+PARTS = (
+    *("mlp_mup", "resnet18_mup", "qwen_vision", "pixtral", "internvl_vision", "glm4v_vision"),
+    *("t5gemma_stack", "t5gemma2_stack"),
+)
 
 
 @pytest.mark.parametrize("file", recipe_files(), ids=lambda file: file.stem)
