@@ -18,7 +18,7 @@ from mupscale_cli.infer.architecture import Shapes, TransformersArchitecture
 from mupscale_cli.infer.errors import InferError, TinyError, first_line
 from mupscale_cli.infer.groups import narrowed
 from mupscale_cli.infer.proof import ProofModel
-from mupscale_cli.infer.tiny import Task, TinyModel, build, tiny_model
+from mupscale_cli.infer.tiny import Task, TinyModel, build, run, tiny_model
 from mupscale_cli.infer.tiny_configs import config_class
 from mupscale_cli.infer.vocabulary import LOOKED_UP, NO_WIDTHS, QUERY, module_of
 from mupscale_cli.infer.write import Rule, merged_rules
@@ -89,9 +89,12 @@ def _small_model(model_type: str, task: Task, flags: Mapping[str, Any] | None) -
         except TinyError as error:
             first_error = first_error or error
         try:
-            return build(model_type, task, small)
+            tiny = build(model_type, task, small)
+            run(tiny.model)
         except Exception as error:  # noqa: BLE001 (transformers raises anything; other sizes may fit)
             first_error = first_error or TinyError(f"cannot build `{model_type}`: {first_line(error)}")
+        else:
+            return tiny
     assert first_error is not None
     raise first_error
 
@@ -119,10 +122,9 @@ def _small_stages(model_type: str) -> Iterator[dict[str, Any]]:
                     if _GROUP_WIDTH.fullmatch(name) and type(size) is int and size % divisor == 0
                 }
     multipliers = {key: value for key, value in defaults.items() if _is_multiplier(key, value) and value > 1}
-    if multipliers:
-        widest = max(multipliers.values())
-        small = dict.fromkeys(multipliers, 1.0)
-        yield {**small, **{key: int(defaults[key] / widest) for key in ("hidden_dim",) if key in defaults}}
+    for multiplier in dict.fromkeys(multipliers.values()):
+        totals = {key: int(defaults[key] / multiplier) for key in ("hidden_dim",) if key in defaults}
+        yield {**dict.fromkeys(multipliers, 1.0), **totals}
     yield {**depths, **stages}
     if groups:
         yield {**depths, **stages, **groups}

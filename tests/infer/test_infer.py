@@ -180,6 +180,7 @@ def test_stages_are_drafted_as_one_axis(tmp_path):
     [
         ("mobilenet_v1", "depth_multiplier", "c, /c, ., ."),
         ("mobilenet_v2", "depth_multiplier", "c, /c, ., ."),
+        ("efficientnet", "width_coefficient", "c, /c, ., ."),
         ("regnet", "groups_width", "c, /c, ., ."),
         ("resnet", "hidden_sizes", "c, /c, ., ."),
     ],
