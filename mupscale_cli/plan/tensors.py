@@ -112,8 +112,21 @@ class TensorPlanner:
         """Plan a tensor that is stored under `name`, or is a parameter that the tensor of that name belongs to."""
         wide = replace(spec, shape=tuple(dim.wide_size for dim in dims))
         scale = power_scale(layout.powers, self.axes) * self.fresh.scale(name, layout)
-        undone = self.fresh.undone(name)
-        return TensorPlan(spec, wide, rule, choice.text.value, dims, scale, layout.offset, undone=undone)
+        reads = frozenset(ref.name for ref in axis_refs(layout) if isinstance(ref, AxisRef) and ref.contracted)
+        first = layout.dims[0] if layout.dims else None
+        return TensorPlan(
+            spec,
+            wide,
+            rule,
+            choice.text.value,
+            dims,
+            scale,
+            layout.offset,
+            undone=self.fresh.undone(name),
+            taken=power_scale(tuple(power for power in layout.powers if power.axis in reads), self.axes),
+            reads=reads,
+            writes=first.name if isinstance(first, AxisRef) and not first.contracted else None,
+        )
 
     def _apply_method(self, plan: TensorPlan) -> TensorPlan:
         """Add the effects of the method other than copying: noise, shrinking and the values of fresh units."""

@@ -61,6 +61,10 @@ class TensorPlan:
         block: the block that the tensor belongs to; None outside of stacks of blocks.
         init: initial weights of the fresh elements that may differ from `fresh`; None if they get none.
         undone: the part of the scale that the layer undoes: a norm over fresh units divides by a smaller number.
+        taken: the part of the scale that makes up for the layer's input: powers of axes that it sums over, whose
+            copies arrive scaled. Its output does not show them.
+        reads: the axes that the layer sums over.
+        writes: the axis that is the whole first dimension, if there is one.
     """
 
     source: TensorSpec
@@ -81,6 +85,9 @@ class TensorPlan:
     block: Block | None = None
     init: Init | None = None
     undone: float = 1.0
+    taken: float = 1.0
+    reads: frozenset[str] = frozenset()
+    writes: str | None = None
 
     @cached_property
     def parts(self) -> tuple[tuple[float, int], ...]:

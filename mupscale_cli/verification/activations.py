@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Collection, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
@@ -136,16 +137,19 @@ class PlannedModule:
     Attributes:
         wide_name: its name in the wide model, where its block may have another number.
         weight: the plan of its weight.
+        input_scale: scale of the copies in its input, if all layers that write to the axes that it reads have the same.
     """
 
     wide_name: str
     weight: TensorPlan
+    input_scale: float
 
 
 def planned_modules(model: nn.Module, plan: Plan) -> dict[str, PlannedModule]:
     """Return the modules whose weight is in the plan, except those of new blocks, by name in the narrow model."""
     modules = dict(model.named_modules())
     planned = {}
+    written = _written_scales(plan)
     for tensor in plan.tensors:
         narrow, wide = (
             plan.parameter_name(name).rpartition(".")
@@ -156,8 +160,18 @@ def planned_modules(model: nn.Module, plan: Plan) -> dict[str, PlannedModule]:
         is_single &= plan.tie != "config" or plan.wrapping.plain(tensor.source.name) not in plan.recipe.sharing
         name = name_in(model, narrow[0], modules) if is_single else None
         if name is not None:
-            planned[name] = PlannedModule(name.removesuffix(narrow[0]) + wide[0], tensor)
+            input_scale = math.prod(written.get(axis, 1.0) for axis in tensor.reads)
+            planned[name] = PlannedModule(name.removesuffix(narrow[0]) + wide[0], tensor, input_scale)
     return planned
+
+
+def _written_scales(plan: Plan) -> dict[str, float]:
+    """Return the scale of what every axis holds, such as the residual stream, if all layers that write to it agree."""
+    scales: dict[str, list[float]] = {}
+    for tensor in plan.tensors:
+        if tensor.writes is not None and tensor.reads:
+            scales.setdefault(tensor.writes, []).append(tensor.scale / tensor.taken / tensor.undone)
+    return {axis: found[0] for axis, found in scales.items() if all(math.isclose(each, found[0]) for each in found)}
 
 
 def round_scaled_tensors(model: nn.Module, plan: Plan) -> None:
@@ -191,12 +205,15 @@ def _as_stored(tensor: TensorPlan, values: Tensor) -> Tensor:
     return effective_source(stored, strips, scale=tensor.scale, offset=tensor.offset)
 
 
-def predictions(tensor: TensorPlan, narrow: Tensor, wide: Tensor) -> Iterator[Tensor]:
-    """Yield what the wide output can be: copies of the narrow one, with the whole tensor's scale and without it.
+def predictions(planned: PlannedModule, narrow: Tensor, wide: Tensor) -> Iterator[Tensor]:
+    """Yield what the wide output can be: copies of the narrow one, with the tensor's scale and without it.
 
-    Fresh units, about which nothing is known, are as they are. It is without the scale if the module undoes it, as an
-    embedding that is multiplied by sqrt(hidden_size) does.
+    Fresh units, about which nothing is known, are as they are. The output shows the scales of the tensor and of the
+    input. If the latter is not known, powers of the axes that the layer sums over make up for it, or a constant
+    behind the layer undoes them. There is no scale if the module undoes it, as an embedding that is multiplied by
+    sqrt(hidden_size) does.
     """
+    tensor = planned.weight
     for dim in tensor.dims:
         if any(digit.contracted and not digit.units.is_identity for strip in dim.strips for digit in strip.digits):
             continue
@@ -206,7 +223,8 @@ def predictions(tensor: TensorPlan, narrow: Tensor, wide: Tensor) -> Iterator[Te
             sources, places, scales = _copied_units(dim)
             copied, fresh = narrow.index_select(position, sources), wide.to(narrow.dtype)
             scaled = copied.movedim(position, -1).mul(scales.to(narrow.dtype)).movedim(-1, position)
-            for scale in dict.fromkeys((tensor.scale / tensor.undone, 1.0)):
+            shown = tensor.scale / tensor.undone
+            for scale in dict.fromkeys((shown / tensor.taken, shown * planned.input_scale, shown, 1.0)):
                 yield fresh.index_copy(position, places, scaled * scale)
             return
 

@@ -259,7 +259,7 @@ def _compare_wide(
         model,
         before.modules,
         names if plan.is_exact else {},
-        lambda name, *pair: predictions(planned[name].weight, *pair),
+        lambda name, *pair: predictions(planned[name], *pair),
         is_steered=allowed.module_by_module,
     )
     after = run(model, narrow.settings, placement, before.tokens, watched)
