@@ -44,6 +44,11 @@ REGNET = {**STAGES, "embedding_size": 8, "groups_width": 4}
 # Each case: class in transformers, config class, settings.
 MODELS: dict[str, tuple[str, str, dict[str, Any]]] = {
     "ViViT": ("VivitForVideoClassification", "VivitConfig", {**VIT, "num_frames": 4, "tubelet_size": [2, 8, 8]}),
+    "VideoMAE": (
+        "VideoMAEForVideoClassification",
+        "VideoMAEConfig",
+        {**VIT, "num_frames": 4, "tubelet_size": 2},
+    ),
     "TimeSformer": ("TimesformerForVideoClassification", "TimesformerConfig", {**VIT, "num_frames": 4}),
     "TrOCR-vit": (
         "VisionEncoderDecoderModel",

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from encoder_models import SPEECH
+from encoder_models import BART, SPEECH
 
 LAYER = {**SPEECH, "feat_extract_norm": "layer", "do_stable_layer_norm": True, "conv_bias": True}
 CONFORMER = {**SPEECH, "conv_depthwise_kernel_size": 5}
@@ -129,6 +129,20 @@ MODELS: dict[str, tuple[str, str, dict[str, Any]]] = {
         "MoonshineForConditionalGeneration",
         "MoonshineConfig",
         {**MOONSHINE, "tie_word_embeddings": False, "attention_bias": True},
+    ),
+    "LasrEncoder": ("LasrEncoder", "LasrEncoderConfig", PARAKEET),
+    "LasrCTC": ("LasrForCTC", "LasrCTCConfig", {"vocab_size": 20, "pad_token_id": 0, "encoder_config": PARAKEET}),
+    "Speech2Text": (
+        "Speech2TextForConditionalGeneration",
+        "Speech2TextConfig",
+        {
+            **BART,
+            "max_source_positions": 64,
+            "max_target_positions": 64,
+            "conv_channels": 12,
+            "input_feat_per_channel": 8,
+            "input_channels": 1,
+        },
     ),
     "ParakeetRNNT": ("ParakeetForRNNT", "ParakeetRNNTConfig", TRANSDUCER),
 }
