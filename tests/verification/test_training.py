@@ -39,6 +39,7 @@ HEADLESS += (
     "RegNet-bare",
     "CLAP-audio",
     "Qwen2AudioEncoder",
+    "LasrEncoder",
 )
 # Sines and cosines of new frequencies get weights that learn.
 SINUSOIDS = ("XLNet", "Wav2Vec2Conformer-sinusoids", "Wav2Vec2Bert-sinusoids", "Parakeet")
