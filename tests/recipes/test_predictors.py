@@ -21,6 +21,7 @@ PREDICTORS = {
     "DeepseekV3-untied": (("model.layers.1.",), "model.layers.2.", "model.layers.2.", {**JOINED, **OWN_READOUT}),
     "Glm4Moe-untied": (("model.layers.1.",), "model.layers.2.", "model.layers.2.", {**JOINED, **OWN_READOUT}),
     "Qwen3Next-untied": (("model.layers.1.",), "mtp.layers.0.", "mtp.", QWEN),
+    "Mellum-untied": (("model.layers.1.",), "mtp.layers.0.", "mtp.", QWEN),
     "MiMoV2Flash-untied": (
         ("model.layers.1.self_attn.", "model.layers.0.mlp.", "model.layers.0.input_layernorm."),
         "model.mtp.layers.0.",
