@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import sys
 from contextvars import ContextVar
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, TextIO
+from typing import TYPE_CHECKING, NoReturn, TextIO
 
 from mupscale_cli.errors import UsageError
 
@@ -94,7 +95,7 @@ def _console(stream: TextIO, *, quiet: bool = False) -> Console:
     forced = forced_color()
     columns = os.environ.get("COLUMNS", "")
     width = int(columns) if columns.isdecimal() else None if is_terminal else _PIPE_WIDTH
-    return Console(
+    console = Console(
         file=stream,
         force_terminal=is_terminal,  # else FORCE_COLOR would draw a bar in a log
         color_system="auto" if can_color and forced is not False else "standard" if forced else None,
@@ -105,3 +106,10 @@ def _console(stream: TextIO, *, quiet: bool = False) -> Console:
         height=None if width is None else 25,  # rich ignores a dumb terminal's width unless it has both
         quiet=quiet,
     )
+    console.on_broken_pipe = _leave_pipe  # type: ignore[method-assign]
+    return console
+
+
+def _leave_pipe() -> NoReturn:
+    """Replace rich's exit with 1, which would mean that the models differ."""
+    raise BrokenPipeError(errno.EPIPE, os.strerror(errno.EPIPE))
