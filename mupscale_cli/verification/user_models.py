@@ -36,10 +36,12 @@ def load_user_module(reference: str) -> tuple[ModuleType, Callable[[dict[str, An
             f"`--model {reference}` does not name a function", hint="write `--model path/to/module.py:build`"
         )
     try:
-        if source.endswith(".py"):
+        is_file = source.endswith(".py")
+        folder = str(Path(source).resolve().parent) if is_file else str(Path.cwd())
+        if folder not in sys.path:
+            sys.path.append(folder)  # for its neighbors, also when it builds; behind every package
+        if is_file:
             require_plain(Path(source))
-            if (folder := str(Path(source).resolve().parent)) not in sys.path:
-                sys.path.append(folder)  # for its neighbors, also when it builds; behind every package
             spec = importlib.util.spec_from_file_location(Path(source).stem, source)
             assert spec is not None
             assert spec.loader is not None

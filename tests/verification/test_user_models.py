@@ -107,3 +107,12 @@ def test_a_module_of_a_file_imports_its_neighbors(tmp_path, monkeypatch):
     _, build = load_user_module(f"{tmp_path / 'net.py'}:build")
     assert build({}) == 14
     del sys.modules["its_neighbor"]
+
+
+def test_a_package_of_the_working_folder_is_found(tmp_path, monkeypatch):
+    (tmp_path / "in_folder").mkdir()
+    (tmp_path / "in_folder/__init__.py").touch()
+    (tmp_path / "in_folder/net.py").write_text("def build(config):\n    return config\n")
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sys, "path", list(sys.path))
+    assert load_user_module("in_folder.net:build")[1](3) == 3
