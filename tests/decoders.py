@@ -216,7 +216,8 @@ DECODERS: tuple[tuple[str, str, dict[str, Any]], ...] = (
     ("Glm4MoeLite", "Glm4MoeLiteConfig", {**DERIVED_HEADS, **LATENT, **ROUTED, **DENSE_FIRST}),
     ("AXK1", "AXK1Config", {**DERIVED_HEADS, **LATENT, **ROUTED, **DENSE_FIRST}),
     ("DeepseekV3", "SarvamMLAConfig", {**DERIVED_HEADS, **LATENT, **ROUTED, "first_k_dense_replace": 1}),
-    ("Youtu", "YoutuConfig", {**DERIVED_HEADS, **LATENT}),
+    # Loading it sets the embedding of the padding token to 0, and with it a readout that shares the embedding.
+    ("Youtu", "YoutuConfig", {**DERIVED_HEADS, **LATENT, "pad_token_id": None}),
     ("DeepseekV32", "DeepseekV32Config", {**DERIVED_HEADS, **LATENT, **INDEXER, **ROUTED, **DENSE_FIRST}),
     ("GlmMoeDsa", "GlmMoeDsaConfig", {**DERIVED_HEADS, **LATENT, **INDEXER, **ROUTED, **DENSE_FIRST}),
     ("MiniMaxM2", "MiniMaxM2Config", {**SIZES, "num_local_experts": 4, "num_experts_per_tok": 2}),

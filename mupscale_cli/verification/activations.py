@@ -177,7 +177,7 @@ def _written_scales(plan: Plan) -> dict[str, float]:
 def round_scaled_tensors(model: nn.Module, plan: Plan) -> None:
     """Round the scaled tensors of a narrow model as storing the wide ones does.
 
-    Tensors that the wide model no longer shares are rounded separately.
+    Tensors that the wide model no longer shares are rounded separately, and those that the model joins, together.
     """
     for untied in plan.untied:
         owner, _, kind = plan.parameter_name(untied).rpartition(".")
@@ -187,7 +187,7 @@ def round_scaled_tensors(model: nn.Module, plan: Plan) -> None:
             setattr(module, kind, nn.Parameter(getattr(module, kind).detach().clone()))
     parameters = dict(model.named_parameters(remove_duplicate=False))
     rounded: set[int] = set()  # tensors that share a parameter are rounded once
-    for tensor in plan.rounded:
+    for tensor in (*plan.rounded, *(joined for joined in plan.parameters if joined.is_rounded)):
         if tensor.is_new:
             continue
         stored_as = tensor.target.name if tensor.target.name in plan.untied else tensor.source.name

@@ -1,6 +1,7 @@
 """Recording the outputs of modules by their names, and rounding scaled tensors."""
 
 from copy import deepcopy
+from fractions import Fraction
 
 import pytest
 import torch
@@ -32,6 +33,18 @@ def test_scaled_tensors_are_rounded_as_stored_ones_are(saved):
         # Two operations round in float64, on numbers below 8.
         torch.testing.assert_close(after[name], value, rtol=0, atol=2**-48, msg=name)
     assert not torch.equal(before["model.norm.weight"], after["model.norm.weight"])
+
+
+def test_tensors_that_the_model_joins_are_rounded_as_the_stored_ones_are(saved):
+    """The experts of Qwen3-Next write into a stream that is scaled, since delta nets share the epsilon of its norms."""
+    source = saved("Qwen3Next-untied")
+    plan = plan_widening(source, axes={"embed": Fraction(3, 2)})
+    scale = next(t.scale for t in plan.tensors if t.source.name == "model.layers.0.mlp.experts.0.down_proj.weight")
+    model = build_reference_model(open_checkpoint(source), torch.float64)
+    joined = dict(model.named_parameters())["model.layers.0.mlp.experts.down_proj"]
+    expected = (joined.detach() * scale).float().double() / scale
+    round_scaled_tensors(model, plan)
+    torch.testing.assert_close(joined.detach(), expected, rtol=2**-51, atol=0)
 
 
 def test_recording_keeps_the_outputs_of_each_named_module_and_removes_its_hooks():
