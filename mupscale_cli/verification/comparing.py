@@ -318,7 +318,7 @@ def _compare_outputs(before: Mapping[str, Tensor], after: Mapping[str, Tensor], 
             yield compare(f"{what}{note}", narrow, wide)
         elif position == 0 or what.startswith(f"{main} "):
             sizes = zip(narrow.shape, wide.shape, strict=True)
-            # The last dimension of transformers, the second one of convolutions.
+            # Units are the last dimension of sequences, and the second one of convolutions.
             grown = next(dim for dim, (size, wide_size) in enumerate(sizes) if size != wide_size)
             old, new = narrow.movedim(grown, -1), wide.movedim(grown, -1)
             copies = max(1, new.shape[-1] // old.shape[-1])
