@@ -158,7 +158,6 @@ ENCODERS: dict[str, tuple[str, str, dict[str, Any]]] = {
             ("IBert", {}),
             ("ConvBert", {"embedding_size": 16, "conv_kernel_size": 3}),
             ("SqueezeBert", {"embedding_size": 32, "num_attention_heads": 8}),
-            ("MobileBert", {"embedding_size": 16, "intra_bottleneck_size": 24, "true_hidden_size": 24}),
         )
     },
     "Ultrabert-untied": ("UltrabertForMaskedLM", "UltrabertConfig", {**ENCODER, "prediction_head_size": 24}),
@@ -219,7 +218,7 @@ RARE = frozenset(
         *("NomicBert-tied", "JinaEmbeddingsV3-tied", "EuroBert-tied", "Deberta-tied", "Esm-tied", "Ultrabert-tied"),
         *("Nystromformer-tied", "Yoso-tied", "Tapas-tied", "Luke-tied", "IBert-tied", "ConvBert-tied", "Flaubert-tied"),
         *("T5Gemma-tied", "T5Gemma-untied", "T5Gemma2-tied", "FSMT-untied", "NllbMoe-tied"),
-        *("MobileBert-tied", "FNet-pretraining", "Funnel-tied"),
+        *("FNet-pretraining", "Funnel-tied"),
         *("Ultrabert-untied", "Albert-pretraining", "Esm-absolute", "Esmc-untied"),
     }
 )
