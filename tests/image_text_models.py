@@ -51,6 +51,18 @@ GLM_TOKENS = {
     "video_end_token_id": 44,
 }
 
+OMNI_TOKENS = {"image": 49, "video": 48, "audio": 47}
+OMNI_AUDIO = {
+    "d_model": 24,
+    "encoder_layers": 1,
+    "encoder_attention_heads": 4,
+    "encoder_ffn_dim": 36,
+    "num_mel_bins": 8,
+    "max_source_positions": 20,
+    "n_window": 8,
+    "output_dim": 48,
+}
+
 
 def _mrope(section: list[int], **others: Any) -> dict[str, Any]:
     return {"rope_parameters": {"rope_type": "default", "mrope_section": section, "rope_theta": 1e4, **others}}
@@ -274,6 +286,34 @@ IMAGE_TEXT: dict[str, tuple[str, str, dict[str, Any]]] = {
                 "mlp_dim": 36,
             },
             "image_token_id": 49,
+        },
+    ),
+    "Qwen25Omni-images": (
+        "Qwen2_5OmniThinkerForConditionalGeneration",
+        "Qwen2_5OmniThinkerConfig",
+        {
+            **{f"{name}_token_index": place for name, place in OMNI_TOKENS.items()},
+            "vision_start_token_id": 46,
+            "text_config": {**NO_HEAD_DIM, **_mrope([2, 2, 2])},
+            "vision_config": {**QWEN_VISION, "window_size": 16, "fullatt_block_indexes": [1]},
+            "audio_config": OMNI_AUDIO,
+        },
+    ),
+    "Qwen3Omni-images": (
+        "Qwen3OmniMoeThinkerForConditionalGeneration",
+        "Qwen3OmniMoeThinkerConfig",
+        {
+            **{f"{name}_token_id": place for name, place in OMNI_TOKENS.items()},
+            "vision_start_token_id": 46,
+            "text_config": {
+                **TEXT,
+                **_mrope([1, 1, 2]),
+                "num_experts": 4,
+                "num_experts_per_tok": 2,
+                "moe_intermediate_size": 12,
+            },
+            "vision_config": {**QWEN_VISION, "deepstack_visual_indexes": [0], "num_position_embeddings": 16},
+            "audio_config": {**OMNI_AUDIO, "downsample_hidden_size": 8, "n_window_infer": 16},
         },
     ),
 }
