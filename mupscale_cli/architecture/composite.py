@@ -26,7 +26,7 @@ from mupscale_cli.architecture.units import parse_template, units_in
 from mupscale_cli.text import suggest
 
 _KEYS = ("config", "recipe", "prefix", "names")
-_IGNORED = ("about", "match", "extends", "prefix", "parameters", "tie")
+_IGNORED = ("about", "match", "extends", "prefix", "tie")
 _GLOBAL = ("tensors", "block", "tie")  # names that mean the same in the expressions of every part
 # Of the number of an axis's fresh units, and of all its new ones, in conditions that the widened model must satisfy.
 FRESH_PREFIX, NEW_PREFIX = "fresh.", "new."
@@ -93,13 +93,14 @@ def find_section(part: Part, config: Mapping[str, Any]) -> str:
     return next((key for key in part.sections if not key or isinstance(config.get(key), Mapping)), part.sections[0])
 
 
-def rename_as_part(document: Entries, part: Part, section: str) -> tuple[Entries, tuple[str, ...]]:
+def rename_as_part(document: Entries, part: Part, section: str, composite: Entries) -> tuple[Entries, tuple[str, ...]]:
     """Rename the axes, config keys and tensors of a recipe's document to those of a part.
 
     Args:
         document: the part's recipe.
         part: the part.
         section: the config key that holds the part's config, empty for the whole config.
+        composite: the composite's recipe, which may rename the part as a whole.
 
     Returns:
         The renamed document, and the axes that the part's factor widens.
@@ -108,6 +109,7 @@ def rename_as_part(document: Entries, part: Part, section: str) -> tuple[Entries
         RecipeError: an expression, a layout or a pattern does not parse.
     """
     sections = {key.value: node for key, node in document}
+    loaded = _loaded_prefix(part, composite)
     local = {key.value for name in ("axes", "define") for key, _ in _entries(sections.get(name))}
 
     def rename(name: str) -> str:
@@ -129,6 +131,12 @@ def rename_as_part(document: Entries, part: Part, section: str) -> tuple[Entries
 
     def expression(node: Node) -> Node:
         return _map_texts(node, lambda text: _expression(text, rename))
+
+    def layouts(node: Node) -> Node:
+        return _map_choices(node, lambda text: _layout(text, rename), expression)
+
+    def loaded_name(text: Text) -> Text:
+        return _renamed(text, text.value.replace("{prefix}", loaded))
 
     def entries(name: str) -> Iterable[tuple[Text, Node]]:
         return _entries(sections.get(name))
@@ -158,9 +166,11 @@ def rename_as_part(document: Entries, part: Part, section: str) -> tuple[Entries
             for key, node in entries("units")
         ],
         "requires": [(_expression(key, rename), node) for key, node in entries("requires")],
-        "tensors": [
-            (_pattern(key, part, axis_or_word), _map_choices(node, lambda text: _layout(text, rename), expression))
-            for key, node in entries("tensors")
+        "tensors": [(_pattern(key, part, axis_or_word), layouts(node)) for key, node in entries("tensors")],
+        "parameters": [
+            (_pattern(key, part, axis_or_word), _map_parameters(node, loaded_name, layouts))
+            for key, node in entries("parameters")
+            if "{prefix}" in key.value  # other tensors are those of a head, which a part has under names of its own
         ],
     }
     unknown = [key for key, _ in document if key.value not in (*renamed, *_IGNORED, "widen")]
@@ -202,6 +212,15 @@ def _entries(node: Node | None) -> tuple[tuple[Text, Node], ...]:
     return node.pairs if isinstance(node, Entries) else ()
 
 
+def _loaded_prefix(part: Part, composite: Entries) -> str:
+    """Return what the names of a part's tensors begin with after loading, according to the composite's recipe."""
+    sections = {key.value: node for key, node in composite}
+    for key, node in _entries(sections.get("parameters")):
+        if key.value == f"{{{part.prefix}}}**" and isinstance(node, Text) and node.value.endswith("*"):
+            return node.value.removesuffix("*")
+    return f"{{{part.prefix}}}"
+
+
 def _renamed(text: Text, value: str) -> Text:
     """Return a text with another value and the same origin; errors in it show no caret, which would not fit."""
     return Text(value, text.origin, text.quoted, as_written=False)
@@ -221,6 +240,16 @@ def _map_choices(node: Node, value: Callable[[Text], Text], condition: Callable[
         pairs = [(key, condition(inner) if key.value == "when" else _map_texts(inner, value)) for key, inner in node]
         return Entries(tuple(pairs), node.origin)
     return _map_texts(node, value)
+
+
+def _map_parameters(node: Node, name: Callable[[Text], Text], dims: Callable[[Node], Node]) -> Node:
+    """Rename within what a pattern of the section `parameters` maps to: a name, one with dimensions, or several."""
+    if isinstance(node, Items):
+        return Items(tuple(_map_parameters(item, name, dims) for item in node.nodes), node.origin)
+    if isinstance(node, Entries):
+        pairs = [(key, dims(inner) if key.value == "dims" else _map_texts(inner, name)) for key, inner in node]
+        return Entries(tuple(pairs), node.origin)
+    return _map_texts(node, name)
 
 
 def _map_axis(node: Node, expression: Callable[[Node], Node]) -> Node:

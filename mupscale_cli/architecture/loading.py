@@ -184,7 +184,7 @@ def _join_parts(
         if file is None:
             raise part.recipe.error(f"unknown recipe `{name}`")
         inner, inner_digest = _read(file, (path,), only)
-        renamed, groups[part.name] = composite.rename_as_part(inner, part, section)
+        renamed, groups[part.name] = composite.rename_as_part(inner, part, section, document)
         documents.append(renamed)
         digest = hashlib.sha256((digest + inner_digest).encode()).hexdigest()
     if documents:

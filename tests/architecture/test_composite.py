@@ -72,6 +72,34 @@ def test_parts_have_their_own_axes_config_and_names(recipes):
     assert sorted(name for name in wide if name.startswith("t.w")) == [f"t.w.{i}" for i in range(6)]
 
 
+def test_parts_name_their_parameters(recipes):
+    """A part's own names begin with its prefix, or with what the composite renames the whole part to."""
+    with (recipes / "inner.yaml").open("a") as file:
+        file.write("""
+parameters:
+  "{prefix}w.{e}": {name: "{prefix}joined", dims: "e, a"}
+  "{prefix}old.*": "{prefix}new.*"
+  "head.w": head.v
+""")
+    with (recipes / "outer.yaml").open("a") as file:
+        file.write("""
+parameters: {"{text}**": "model.text.*"}
+""")
+    with (recipes / "other.yaml").open("a") as file:
+        file.write("""
+parameters: {"{prefix}old.*": "{prefix}new.*"}
+""")
+    recipe = load_recipe(recipes / "outer.yaml", CONFIG)
+    assert [name for name, _ in recipe.other_parameters("t.w.1")] == ["model.text.joined"]
+    loaded = {
+        "t.old.2": "model.text.new.2",
+        "t.other": "model.text.other",
+        "v.old.2": "v.new.2",
+        "h.head.w": "h.head.w",
+    }
+    assert {name: recipe.parameter_name(name) for name in loaded} == loaded
+
+
 def test_requirements_name_the_fresh_units_of_a_parts_axes(recipes):
     (requirement,) = load_recipe(recipes / "outer.yaml", CONFIG).requires
     assert requirement.text.value == "fresh.text.a == 0 or text_config.n == 4"
