@@ -41,6 +41,14 @@ PYRAMID = {**STAGES, "num_encoder_blocks": 2, "num_attention_heads": [1, 2], "ml
 SEGFORMER = {**PYRAMID, "sr_ratios": [2, 1], "patch_sizes": [7, 3], "decoder_hidden_size": 12}
 REGNET = {**STAGES, "embedding_size": 8, "groups_width": 4}
 
+MBART_DECODER = {
+    **BART,
+    "model_type": "mbart",
+    "add_cross_attention": True,
+    "is_decoder": True,
+    "is_encoder_decoder": False,
+}
+
 # Each case: class in transformers, config class, settings.
 MODELS: dict[str, tuple[str, str, dict[str, Any]]] = {
     "ViViT": ("VivitForVideoClassification", "VivitConfig", {**VIT, "num_frames": 4, "tubelet_size": [2, 8, 8]}),
@@ -66,20 +74,14 @@ MODELS: dict[str, tuple[str, str, dict[str, Any]]] = {
             },
         },
     ),
-    "Donut-swin": (
-        "VisionEncoderDecoderModel",
-        "VisionEncoderDecoderConfig",
-        {
-            "encoder": {**SWIN, "model_type": "donut-swin"},
-            "decoder": {
-                **BART,
-                "model_type": "mbart",
-                "add_cross_attention": True,
-                "is_decoder": True,
-                "is_encoder_decoder": False,
-            },
-        },
-    ),
+    **{
+        f"Donut-{name}": (
+            "VisionEncoderDecoderModel",
+            "VisionEncoderDecoderConfig",
+            {"encoder": {**SWIN, "embed_dim": width, "model_type": "donut-swin"}, "decoder": MBART_DECODER},
+        )
+        for name, width in (("swin", 16), ("projected", 8))
+    },
     "AST": (
         "ASTForAudioClassification",
         "ASTConfig",

@@ -42,9 +42,21 @@ def test_images_have_the_size_in_the_config(size, shape):
     assert reference_inputs(stub, torch.Generator()).keywords["pixel_values"].shape[1:] == shape
 
 
+@pytest.mark.parametrize(
+    ("config", "shape"),
+    [
+        ({"conv_stride": [5, 2], "conv_kernel": [10, 3]}, (173,)),  # 16 frames and what the kernels read around them
+        ({"num_mel_bins": 4, "max_length": 6}, (6, 4)),  # a spectrogram under the name of a waveform
+    ],
+)
+def test_sounds_have_the_size_in_the_config(config, shape):
+    inputs = reference_inputs(Stub("input_values", **config), torch.Generator())
+    assert inputs.keywords["input_values"].shape[1:] == shape
+
+
 def test_other_kinds_of_inputs_cannot_be_verified():
-    with pytest.raises(CannotVerify, match=r"input_values.*model="):
-        reference_inputs(Stub("input_values"), torch.Generator())
+    with pytest.raises(CannotVerify, match=r"past_values.*model="):
+        reference_inputs(Stub("past_values"), torch.Generator())
 
 
 def test_only_floating_point_inputs_take_the_type_of_the_model():
