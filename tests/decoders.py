@@ -215,6 +215,7 @@ DECODERS: tuple[tuple[str, str, dict[str, Any]], ...] = (
     ("HYV3", "HYV3Config", {**SIZES, **EXPERTS, **EXPERTS_4, **DENSE_FIRST}),
     ("Glm4MoeLite", "Glm4MoeLiteConfig", {**DERIVED_HEADS, **LATENT, **ROUTED, **DENSE_FIRST}),
     ("AXK1", "AXK1Config", {**DERIVED_HEADS, **LATENT, **ROUTED, **DENSE_FIRST}),
+    ("Mistral4", "Mistral4Config", {**DERIVED_HEADS, **LATENT, **ROUTED, "first_k_dense_replace": 1}),
     ("DeepseekV3", "SarvamMLAConfig", {**DERIVED_HEADS, **LATENT, **ROUTED, "first_k_dense_replace": 1}),
     # Loading it sets the embedding of the padding token to 0, and with it a readout that shares the embedding.
     ("Youtu", "YoutuConfig", {**DERIVED_HEADS, **LATENT, "pad_token_id": None}),
@@ -416,6 +417,7 @@ REFORMER = {
 # Shapes that few people train, whose proofs are slow ones.
 RARE = frozenset(
     {
+        *("Mistral4-tied", "Mistral4-untied"),
         *("MiMoV2Flash-tied", "MiniMax-tied", "RecurrentGemma-tied", "BitNet-tied", "DiffLlama-tied", "JetMoe-tied"),
         *("Beam-tied", "Doge-tied", "OpenAIGPT-tied", "Rwkv-untied", "RemBert-untied"),
         "Qwen4ExpText-tied",

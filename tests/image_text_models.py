@@ -97,6 +97,23 @@ IMAGE_TEXT: dict[str, tuple[str, str, dict[str, Any]]] = {
     ),
     "VideoLlama3-vision": ("VideoLlama3VisionModel", "VideoLlama3VisionConfig", {**VISION, "hidden_size": 32}),
     "Qwen3VL-text": ("Qwen3VLTextModel", "Qwen3VLTextConfig", {**TEXT, **_mrope([1, 1, 2])}),
+    "HunYuanVL-text": ("HunYuanVLTextModel", "HunYuanVLTextConfig", {**TEXT, **_mrope([1, 1, 1, 1])}),
+    **{
+        f"{name}-text": (f"{name}TextModel", f"{name}TextConfig", {**TEXT, "logits_scaling": 3.0})
+        for name in ("GraniteDocling", "Granite4Vision")
+    },
+    "Ovis2-images": (
+        "Ovis2ForConditionalGeneration",
+        "Ovis2Config",
+        {
+            "text_config": {**NO_HEAD_DIM, "model_type": "qwen2"},
+            "vision_config": {**VISION, "vocab_size": 20, "num_visual_indicator_tokens": 2},
+            "image_token_id": 49,
+            "visual_indicator_token_ids": [47, 48],
+            "hidden_size": 48,
+            "vocab_size": 50,
+        },
+    ),
     "ShieldGemma2-images": (
         "ShieldGemma2ForImageClassification",
         "ShieldGemma2Config",
