@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from typing import Any
 
+from encoder_models import BART, T5
+
 TEXT = {
     "hidden_size": 48,
     "num_hidden_layers": 2,
@@ -61,6 +63,61 @@ OMNI_AUDIO = {
     "max_source_positions": 20,
     "n_window": 8,
     "output_dim": 48,
+}
+
+OPT = {
+    "model_type": "opt",
+    "hidden_size": 32,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 4,
+    "ffn_dim": 40,
+    "vocab_size": 50,
+    "max_position_embeddings": 64,
+    "word_embed_proj_dim": 32,
+}
+BERT = {
+    "hidden_size": 40,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 4,
+    "intermediate_size": 44,
+    "vocab_size": 50,
+    "max_position_embeddings": 32,
+    "pad_token_id": 0,
+    "bos_token_id": 1,
+    "eos_token_id": 2,
+    "sep_token_id": 2,
+    "projection_dim": 16,
+}
+BLIP = {"text_config": BERT, "vision_config": VISION, "projection_dim": 16, "image_text_hidden_size": 20}
+BLIP2 = {
+    "text_config": OPT,
+    "vision_config": VISION,
+    "qformer_config": {
+        "hidden_size": 32,
+        "num_hidden_layers": 2,
+        "num_attention_heads": 4,
+        "intermediate_size": 44,
+        "vocab_size": 50,
+        "max_position_embeddings": 32,
+        "encoder_hidden_size": 24,
+        "cross_attention_frequency": 2,
+    },
+    "num_query_tokens": 4,
+    "image_token_index": 49,
+}
+CHAMELEON = {
+    **NO_HEAD_DIM,
+    "vq_config": {
+        "embed_dim": 4,
+        "num_embeddings": 20,
+        "latent_channels": 4,
+        "base_channels": 32,
+        "channel_multiplier": [1, 2],
+        "num_res_blocks": 1,
+        "resolution": 16,
+        "attn_resolutions": [],
+    },
+    "vocabulary_map": {"<image>": 48},
 }
 
 
@@ -332,6 +389,64 @@ IMAGE_TEXT: dict[str, tuple[str, str, dict[str, Any]]] = {
             "vision_config": {**QWEN_VISION, "deepstack_visual_indexes": [0], "num_position_embeddings": 16},
             "audio_config": {**OMNI_AUDIO, "downsample_hidden_size": 8, "n_window_infer": 16},
         },
+    ),
+    "Blip-images": ("BlipForConditionalGeneration", "BlipConfig", BLIP),
+    "Blip-retrieval": ("BlipForImageTextRetrieval", "BlipConfig", BLIP),
+    "Blip-both": ("BlipModel", "BlipConfig", BLIP),
+    "Blip2-images": ("Blip2ForConditionalGeneration", "Blip2Config", BLIP2),
+    "Blip2-t5-images": (
+        "Blip2ForConditionalGeneration",
+        "Blip2Config",
+        {**BLIP2, "text_config": {**T5, "model_type": "t5"}},
+    ),
+    "InstructBlip-images": ("InstructBlipForConditionalGeneration", "InstructBlipConfig", BLIP2),
+    "InstructBlip-llama-images": (
+        "InstructBlipForConditionalGeneration",
+        "InstructBlipConfig",
+        {**BLIP2, "text_config": {**NO_HEAD_DIM, "model_type": "llama"}},
+    ),
+    "Idefics2-images": (
+        "Idefics2ForConditionalGeneration",
+        "Idefics2Config",
+        {
+            "text_config": {**NO_HEAD_DIM, "model_type": "mistral"},
+            "vision_config": VISION,
+            "perceiver_config": {
+                "hidden_size": 48,
+                "resampler_n_latents": 3,
+                "resampler_depth": 1,
+                "resampler_n_heads": 4,
+                "resampler_head_dim": 8,
+                "num_key_value_heads": 2,
+            },
+            "image_token_id": 49,
+        },
+    ),
+    "Florence2-images": (
+        "Florence2ForConditionalGeneration",
+        "Florence2Config",
+        {
+            "text_config": {**BART, "model_type": "bart", "max_position_embeddings": 128},
+            "vision_config": {
+                "embed_dim": [8, 16],
+                "num_heads": [2, 2],
+                "num_groups": [2, 2],
+                "depths": [1, 1],
+                "patch_size": [7, 3],
+                "patch_stride": [4, 2],
+                "patch_padding": [3, 1],
+                "patch_prenorm": [False, True],
+                "window_size": 4,
+                "projection_dim": 32,
+            },
+            "image_token_id": 49,
+        },
+    ),
+    "Chameleon": ("ChameleonForConditionalGeneration", "ChameleonConfig", CHAMELEON),
+    "Chameleon-swin": (
+        "ChameleonForConditionalGeneration",
+        "ChameleonConfig",
+        {**CHAMELEON, "swin_norm": True, "tie_word_embeddings": True, "attention_bias": True},
     ),
 }
 

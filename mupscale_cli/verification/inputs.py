@@ -119,6 +119,8 @@ def _transformers_inputs(model: Any, generator: torch.Generator) -> Inputs:
         return _encoder_inputs(config, reads, model.dtype, generator)
     name = getattr(model, "main_input_name", "input_ids")
     reads = inspect.signature(model.forward).parameters
+    if name == "pixel_values" and "input_ids" in reads and getattr(config, "text_config", None) is not None:
+        name = "input_ids"  # BLIP names its images first
     if name == "pixel_values" and "spatial_shapes" in reads:
         return Inputs((), _rows_of_patches(config, model.dtype, generator), f"{BATCH} random images as rows of patches")
     if name not in _KINDS:
@@ -135,6 +137,8 @@ def _transformers_inputs(model: Any, generator: torch.Generator) -> Inputs:
         description += " without images"  # this class takes them in a form of its own
     elif name == "input_ids" and getattr(config, "vision_config", None) is not None:
         keywords |= _image_inputs(model, config, generator)
+        if "qformer_input_ids" in reads:  # the instruction, which the queries read as well
+            keywords["qformer_input_ids"] = random_tokens(config.qformer_config.vocab_size, LENGTH, generator)
         keywords[name] = _with_placeholders(model, keywords, image_token(config), _features_of(model, "image"))
         if "mm_token_type_ids" in reads:
             keywords["mm_token_type_ids"] = torch.eq(keywords[name], image_token(config) or 0).long()
@@ -291,9 +295,10 @@ def _images(config: Any, generator: torch.Generator) -> tuple[Tensor, str]:
     config = getattr(config, "encoder", None) or config
     size = _pair(getattr(config, "image_size", None) or _IMAGE)
     frames = getattr(config, "num_frames", None)
+    channels = getattr(config, "num_channels", 3)
     if frames is None:
-        return _random_images((config.num_channels, *size), generator)
-    pixels = torch.randn(BATCH, frames, config.num_channels, *size, generator=generator, dtype=torch.float64)
+        return _random_images((channels, *size), generator)
+    pixels = torch.randn(BATCH, frames, channels, *size, generator=generator, dtype=torch.float64)
     return pixels, f"{BATCH} random videos of {frames} frames"
 
 

@@ -130,8 +130,8 @@ def _outputs(output: Any, covered: Coverage) -> dict[str, Tensor]:
 
 def _generates(model: nn.Module, inputs: Inputs) -> bool:
     """Tell whether a model continues the text of its inputs token by token."""
-    if "input_ids" not in inputs.keywords:
-        return False
+    if "input_ids" not in inputs.keywords or getattr(model, "main_input_name", "input_ids") != "input_ids":
+        return False  # BLIP continues an image, not a text
     if "text" not in (getattr(model, "output_modalities", None) or ("text",)):
         return False
     can_generate = getattr(model, "can_generate", None)
