@@ -21,7 +21,7 @@ from mupscale_cli.checkpoints.libraries import Library
 from mupscale_cli.errors import VerifyError
 from mupscale_cli.infer.placement import Placement, find_placement, numbered
 from mupscale_cli.infer.tiny import Task, model_class, randomize, use_eager, without_initialization
-from mupscale_cli.infer.tiny_configs import config_class
+from mupscale_cli.infer.tiny_configs import config_class, is_part
 from mupscale_cli.verification.inputs import reference_inputs, user_inputs
 from mupscale_cli.verification.outputs import output_tensor
 from mupscale_cli.verification.precision import everything_in
@@ -111,11 +111,14 @@ def _key(config: Mapping[str, Any]) -> str:
 
 @dataclass
 class TransformersArchitecture(Architecture):
-    """A model type of transformers with one of its heads."""
+    """A model type of transformers with one of its heads; the keys of its config are dotted within its parts."""
 
     name: str
     task: Task
     config: Config
+
+    def __post_init__(self) -> None:
+        self.config = flat_parts(self.config)
 
     def build(self, config: Mapping[str, Any]) -> nn.Module:
         if self._needs_initialization:
@@ -131,7 +134,7 @@ class TransformersArchitecture(Architecture):
         return model.to(torch.float64).eval()
 
     def _config_object(self, config: Mapping[str, Any]) -> Any:
-        config_object = config_class(self.name).from_dict(json.loads(json.dumps(config)))
+        config_object = config_class(self.name).from_dict(json.loads(json.dumps(nested_config(config))))
         use_eager(config_object)
         return config_object
 
@@ -218,7 +221,7 @@ class TransformersArchitecture(Architecture):
         return directory
 
     def settings(self, stored: Mapping[str, Any]) -> Config:
-        return {key: _without_tags(value) for key, value in stored.items()}
+        return flat_parts({key: _without_tags(value) for key, value in stored.items()})
 
     def run(self, model: nn.Module) -> Tensor:
         inputs = reference_inputs(model, torch.Generator().manual_seed(0))
@@ -346,8 +349,16 @@ def flat_config(config: Mapping[str, Any], prefix: str = "") -> Config:
     return flat
 
 
+def flat_parts(config: Mapping[str, Any], prefix: str = "") -> Config:
+    """Return a config of transformers whose keys are dotted within its parts: `text_config.hidden_size`."""
+    flat: Config = {}
+    for key, value in config.items():
+        flat |= flat_parts(value, f"{prefix}{key}.") if is_part(value) else {f"{prefix}{key}": value}
+    return flat
+
+
 def nested_config(config: Mapping[str, Any]) -> Config:
-    """Return the config that `flat_config` flattened."""
+    """Return the config that `flat_config` or `flat_parts` flattened."""
     nested: Config = {}
     for name, value in config.items():
         *path, key = name.split(".")

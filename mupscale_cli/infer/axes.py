@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 
 from mupscale_cli.infer.architecture import Architecture, Shapes
 from mupscale_cli.infer.shapes import CandidateAxis, scaled_config
-from mupscale_cli.infer.vocabulary import NO_UNITS, meaning
+from mupscale_cli.infer.vocabulary import NO_UNITS, meaning, part_of
 from mupscale_cli.text import starred
 
 _REPAIR_SECONDS = 3.0  # time to find the keys that must move with one key
@@ -56,13 +56,20 @@ class Axes:
 
 def axis_name(key: str, taken: Iterable[str]) -> str:
     """Choose a short name for the axis that a key counts. It differs from the key, which names a config value."""
-    name = meaning(key).counts
+    name, last = meaning(key).counts, key.rpartition(".")[2]
     if not name:
-        name = re.sub(r"^(num|n)_|_(size|dim|rank|width)$", "", key)
+        name = re.sub(r"^(num|n)_|_(size|dim|rank|width)$", "", last)
         name = re.sub(r"\W", "_", name)
-        if name == key:
-            name = f"{key}_axis"
-    base, number = name, 2
+        if name == last:
+            name = f"{last}_axis"
+    return part_axis(name, key, taken)
+
+
+def part_axis(kind: str, key: str, taken: Iterable[str]) -> str:
+    """Return a free name for an axis of some kind: `embed`, or `vision_embed` if its key is in another part."""
+    part = part_of(key)
+    base, number = f"{part}_{kind}" if part else kind, 2
+    name = base
     while name in taken:
         name, number = f"{base}{number}", number + 1
     return name
@@ -89,7 +96,10 @@ class _AxisFinder:
 
     def find(self) -> Axes:
         keys = [key for key, value in self.config.items() if _may_count_units(key, value)]
-        self._find_heads(keys)
+        sections = dict.fromkeys(key.rpartition(".")[0] for key in keys)
+        for section in sections:
+            own = [key for key in keys if key.rpartition(".")[0] == section]
+            self._find_heads(own, [*own, *(key for key in keys if key not in own)])
         for key in keys:
             if key not in self.assigned:
                 self._find_axis(key, keys)
@@ -99,14 +109,19 @@ class _AxisFinder:
         self.candidates.append(CandidateAxis(name, size, tuple(keys.items()), key))
         self.sizes[name] = expression
 
-    def _find_heads(self, keys: list[str]) -> None:
-        """Find attention heads, and the residual stream if the config makes it a product of them."""
-        heads = [key for key in keys if meaning(key).counts == "h"]
-        kv = [key for key in keys if meaning(key).counts == "kv"]
+    def _find_heads(self, own: list[str], keys: list[str]) -> None:
+        """Find attention heads, and the residual stream if the config makes it a product of them.
+
+        Args:
+            own: the keys of one section of the config, whose heads are found.
+            keys: these keys, and then those of the other sections.
+        """
+        heads = [key for key in own if meaning(key).counts == "h"]
+        kv = [key for key in own if meaning(key).counts == "kv"]
         self.assigned.update((*heads, *kv))
         if not heads:
             return
-        hidden = next((key for key in keys if meaning(key).counts == "embed"), None)
+        hidden = next((key for key in own if meaning(key).counts == "embed"), None)
         companions = self._companions_of_heads(heads, kv, hidden, keys)
         linked = hidden is not None and companions is None
         tie = {hidden: 1} if linked and hidden else {}
@@ -116,18 +131,25 @@ class _AxisFinder:
         if kv and self._kv_matters([*each], kv, tie):
             size = self.config[kv[0]]
             kv_size = f"{kv[0]} or {head}" if kv[0] != head else head
-            self._add("kv", kv[0], {**tie, **each, **dict.fromkeys(kv, 1)}, size, kv_size)
-            self._add("g", head, {**tie, **each}, self.config[head] // size, f"{head} // kv")
+            products = [self._name("kv", head), self._name("g", head)]
+            self._add(products[0], kv[0], {**tie, **each, **dict.fromkeys(kv, 1)}, size, kv_size)
+            self._add(products[1], head, {**tie, **each}, self.config[head] // size, f"{head} // {products[0]}")
         else:
             silent = {key: 1 for key in kv if self.config[key] == self.config[head]}
-            self._add("h", head, {**tie, **each, **silent}, self.config[head], head)
+            products = [self._name("h", head)]
+            self._add(products[0], head, {**tie, **each, **silent}, self.config[head], head)
         if linked and hidden:
-            self.aliases["embed"] = (*(axis.name for axis in self.candidates), "d")
+            products.append(self._name("d", hidden))
+            stream = self._name("embed", hidden)
+            self.aliases[stream] = tuple(products)
             unassigned = [key for key in keys if key not in self.assigned]
             alone = {hidden: 1} | self._required_companions({hidden: 1}, unassigned)
-            self._add("d", hidden, alone, self.config[hidden] // self.config[head], f"{hidden} // {head}")
-            self.sizes["embed"] = hidden
+            self._add(products[-1], hidden, alone, self.config[hidden] // self.config[head], f"{hidden} // {head}")
+            self.sizes[stream] = hidden
             self.assigned.update((*tie, *alone))
+
+    def _name(self, kind: str, key: str) -> str:
+        return part_axis(kind, key, (*self.sizes, *self.config))
 
     def _find_axis(self, key: str, keys: list[str]) -> None:
         """Add the axis that a key counts, if it counts one."""
@@ -249,7 +271,8 @@ class _AxisFinder:
 
 
 def _may_count_units(key: str, value: object) -> bool:
-    return type(value) is int and value >= 1 and not NO_UNITS.fullmatch(key) and not key.startswith("_")
+    name = key.rpartition(".")[2]
+    return type(value) is int and value >= 1 and not NO_UNITS.fullmatch(name) and not name.startswith("_")
 
 
 def _others(powers: Mapping[str, int], known: Mapping[str, int]) -> dict[str, int]:

@@ -74,13 +74,17 @@ def cache_folder() -> Path:
 
 def _fingerprint(config: Mapping[str, Any], version: str) -> str:
     """Hash what a draft depends on: the versions of both programs, and everything in the config but sizes."""
-    flags = {
-        key: value
-        for key, value in config.items()
-        if key not in _UNRELATED and (isinstance(value, (bool, str, float, list)) or value in (0, 1, None))
-    }
-    content = json.dumps([__version__, version, flags], sort_keys=True, default=str)
+    content = json.dumps([__version__, version, _flags(config)], sort_keys=True, default=str)
     return hashlib.sha256(content.encode()).hexdigest()[:16]
+
+
+def _flags(config: Mapping[str, Any]) -> dict[str, Any]:
+    """Return a config without its sizes, also without those of its sections."""
+    return {
+        key: _flags(value) if isinstance(value, Mapping) else value
+        for key, value in config.items()
+        if key not in _UNRELATED and (isinstance(value, (bool, str, float, list, Mapping)) or value in (0, 1, None))
+    }
 
 
 def _draft(model_type: str, config: Mapping[str, Any], file: Path) -> str:

@@ -9,6 +9,7 @@ from collections.abc import Iterator, Sequence
 from mupscale_cli.infer.axes import Axes
 from mupscale_cli.infer.layouts import Dimension, Form, Piece
 from mupscale_cli.infer.shapes import Monomial, Polynomial
+from mupscale_cli.infer.vocabulary import kind_of
 
 _MAX_SEGMENTS = 8  # more pieces become one, with their number in it
 _MAX_PERMUTATIONS = 60
@@ -86,7 +87,8 @@ def _pieces(value: Polynomial, axes: Axes) -> list[Piece]:
 
 
 def _rank(axis: str | int) -> tuple[int, str]:
-    return (_ORDER.index(axis) if axis in _ORDER else len(_ORDER), str(axis))
+    kind = kind_of(str(axis))
+    return (_ORDER.index(kind) if kind in _ORDER else len(_ORDER), str(axis))
 
 
 def _share_prefix(pieces: Sequence[Piece], prefix: tuple[str | int, ...]) -> bool:

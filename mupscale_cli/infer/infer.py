@@ -21,6 +21,8 @@ from mupscale_cli.infer.architecture import (
     TransformersArchitecture,
     UserArchitecture,
     flat_config,
+    flat_parts,
+    nested_config,
     random_model,
     shared_names,
 )
@@ -148,7 +150,7 @@ def infer(
         tiny = tiny_model(model_type, task, flags=flags)
         architecture = TransformersArchitecture(model_type, task, tiny.config)
         head = type(tiny.model).__name__
-        defaults = _independent_defaults(model_type, tiny.config)
+        defaults = _independent_defaults(model_type, architecture.config)
         name, pattern = f"{model_type} ({head})", _head_pattern(head)
         return _infer(architecture, name, {"model_type": (model_type,)}, defaults, pattern, version, budget, note)
     except (InferError, TinyError) as error:
@@ -229,14 +231,16 @@ def _independent_defaults(model_type: str, tiny: Mapping[str, Any]) -> dict[str,
     """Return the config class' defaults, without those that it computes from other keys."""
     config = config_class(model_type)
     try:
-        defaults = config().to_dict()
+        types = {key: value for key, value in tiny.items() if key.endswith(".model_type")}
+        defaults = flat_parts(config(**nested_config(types)).to_dict())
     except Exception:  # noqa: BLE001 (some config classes require arguments)
         return {}
     independent = {}
     for key, value in defaults.items():
         if key in tiny and isinstance(value, (int, float)) and tiny[key] != value:
             try:
-                absent = config.from_dict({name: v for name, v in tiny.items() if name != key}).to_dict().get(key)
+                others = nested_config({name: v for name, v in tiny.items() if name != key})
+                absent = flat_parts(config.from_dict(others).to_dict()).get(key)
             except Exception:  # noqa: BLE001 (the default does not fit the tiny config, so it is not computed from it)
                 absent = value
             if absent != value:

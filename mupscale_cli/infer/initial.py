@@ -10,7 +10,7 @@ from torch import nn
 from mupscale_cli.infer.layouts import Choice, Group
 from mupscale_cli.infer.shapes import CandidateAxis
 from mupscale_cli.infer.trials import State
-from mupscale_cli.infer.vocabulary import EXPERTS_PER_TOKEN, FUSED, QUERY, module_of
+from mupscale_cli.infer.vocabulary import EXPERTS_PER_TOKEN, FUSED, QUERY, kind_of, module_of
 
 
 def is_tied(model: nn.Module) -> bool:
@@ -54,14 +54,15 @@ def initial_state(
 
 def _with_scaled_query(group: Group, choice: Choice) -> Choice:
     """Scale queries by k^-0.5: scores grow by k, and attention's 1/sqrt(head_dim) removes only k^0.5."""
-    if "d" not in group.axes:
+    size = next((axis for axis in sorted(group.axes) if kind_of(axis) == "d"), None)
+    if size is None:
         return choice
     module = module_of(group.names[0])
     if QUERY.fullmatch(module):
-        return choice.with_power("d", Fraction(-1, 2))
+        return choice.with_power(size, Fraction(-1, 2))
     if FUSED.fullmatch(module):
         for dim, dimension in enumerate(group.dims):
             pieces = dimension.forms[0].pieces
-            if len(pieces) >= 3 and "d" in dimension.axes:
-                choice = choice.with_piece(dim, 0, "d", Fraction(-1, 2))
+            if len(pieces) >= 3 and size in dimension.axes:
+                choice = choice.with_piece(dim, 0, size, Fraction(-1, 2))
     return choice

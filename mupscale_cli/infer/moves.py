@@ -9,6 +9,7 @@ from fractions import Fraction
 
 from mupscale_cli.infer.shapes import CandidateAxis
 from mupscale_cli.infer.trials import Outcome, State, TrialRunner
+from mupscale_cli.infer.vocabulary import kind_of
 
 ZERO, HALF, ONE = Fraction(0), Fraction(1, 2), Fraction(1)
 _NUM_LIKELY_FORMS = 6
@@ -77,8 +78,8 @@ class Moves:
     def _moves(self, state: State, axis: CandidateAxis, indices: list[int]) -> Iterator[Move]:
         names = [axis.name, *(alias for alias, product in self.aliases.items() if axis.name in product)]
         relevant = [index for index in indices if self.groups[index].axes & set(names)]
-        if "embed" in names:
-            yield from self._residual_moves(relevant)
+        for stream in (name for name in names if kind_of(name) == "embed"):
+            yield from self._residual_moves(relevant, stream)
         yield from self._form_moves(state, relevant, axis.name, slice(_NUM_LIKELY_FORMS))
         yield from self._contraction_moves(state, relevant)
         yield from self._piece_moves(state, relevant, axis.name)
@@ -90,20 +91,20 @@ class Moves:
         owner = self.groups[index].owner
         return [other for other, group in enumerate(self.groups) if group.owner == owner and owner]
 
-    def _residual_moves(self, indices: list[int]) -> Iterator[Move]:
+    def _residual_moves(self, indices: list[int], stream: str) -> Iterator[Move]:
         """Yield usual powers of the residual stream on embeddings and on the last norm."""
         norms = [i for i in indices if self.groups[i].owner == self.last_norm]
         embeddings = [i for i in indices if self.groups[i].module == "Embedding"]
         for index in norms[:1]:
             norm = self._siblings(index)
             for exponent, offset in ((-HALF, 0), (-HALF, 1), (-ONE, 1), (-ONE, 0), (ZERO, 0), (ONE, 0)):
-                yield _set_power(norm, "embed", exponent, offset)
+                yield _set_power(norm, stream, exponent, offset)
             for offset in (0, 1):
-                yield _both(_set_power(embeddings, "embed", -HALF), _set_power(norm, "embed", -HALF, offset))
+                yield _both(_set_power(embeddings, stream, -HALF), _set_power(norm, stream, -HALF, offset))
         if embeddings:
-            yield _set_power(embeddings, "embed", -HALF)
+            yield _set_power(embeddings, stream, -HALF)
             for index in embeddings:
-                yield _set_power([index], "embed", -HALF)
+                yield _set_power([index], stream, -HALF)
 
     def _power_moves(self, indices: list[int], names: list[str]) -> Iterator[Move]:
         for index in indices:

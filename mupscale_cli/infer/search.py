@@ -9,7 +9,7 @@ from dataclasses import dataclass, field, replace
 from mupscale_cli.infer.moves import Moves
 from mupscale_cli.infer.shapes import CandidateAxis
 from mupscale_cli.infer.trials import Outcome, State, TrialRunner
-from mupscale_cli.infer.vocabulary import HEAD_SIZES, ROTATED
+from mupscale_cli.infer.vocabulary import HEAD_SIZES, ROTATED, kind_of
 from mupscale_cli.text import counted
 
 Note = Callable[[str], None]
@@ -128,8 +128,9 @@ class Search:
     ) -> tuple[State, Outcome]:
         """Climb from a state until the factors widen exactly; every solved axis must stay exact alone."""
         best = self.runner.evaluate(state, factors)
-        is_hopeless = axis.name in ROTATED and self.runner.is_rotary
-        trials = self.budget.trials // (20 if is_hopeless else 4 if axis.name in HEAD_SIZES else 1)
+        kind = kind_of(axis.name)
+        is_hopeless = kind in ROTATED and self.runner.is_rotary
+        trials = self.budget.trials // (20 if is_hopeless else 4 if kind in HEAD_SIZES else 1)
         end, last = min(time.monotonic() + self.budget.seconds, self.deadline), self.runner.num_trials + trials
         seen = {state}
         while not best.agrees:
@@ -157,6 +158,7 @@ class Search:
 def _difficulty(axis: CandidateAxis) -> tuple[int, str]:
     """Order axes: the residual stream first because all others touch it, then usual axes, head sizes last."""
     usual = ("embed", "ffn", "kv", "g", "h")
-    if axis.name in usual:
-        return usual.index(axis.name), axis.name
-    return (20 if axis.name in HEAD_SIZES else 10), axis.name
+    kind = kind_of(axis.name)
+    if kind in usual:
+        return usual.index(kind), axis.name
+    return (20 if kind in HEAD_SIZES else 10), axis.name

@@ -19,7 +19,7 @@ from mupscale_cli.infer.layouts import Group
 from mupscale_cli.infer.search import Budget, Note, Search, SearchResult
 from mupscale_cli.infer.shapes import DoubledShapes, Monomial
 from mupscale_cli.infer.trials import Outcome, State, TrialRunner
-from mupscale_cli.infer.vocabulary import ROTATED
+from mupscale_cli.infer.vocabulary import ROTATED, kind_of
 from mupscale_cli.infer.write import Variant
 
 
@@ -51,12 +51,12 @@ class Solution:
         if outcome.problem:
             return f"no exact layout was found: {outcome.problem[:150]}"
         config = self.architecture.config
-        if axis in ROTATED and self.runner.is_rotary:
+        if kind_of(axis) in ROTATED and self.runner.is_rotary:
             return (
                 "rotary frequencies depend on the size of a head, so copies inside a head would rotate at other speeds"
             )
         where = _difference(axis, outcome)
-        if axis in ("h", "kv", "g") and any("alibi" in key for key in config):
+        if kind_of(axis) in ("h", "kv", "g") and any("alibi" in key for key in config):
             return f"no exact layout was found: ALiBi's slopes depend on the number of heads ({where})"
         return f"no exact layout was found: {where}"
 
@@ -91,6 +91,7 @@ def solve(architecture: Architecture, budget: Budget, note: Note) -> Solution:
     runner = TrialRunner(architecture, axes, groups, model)
     if not bool(torch.isfinite(runner.output).all()):
         raise InferError(f"the random tiny `{architecture.name}` computes values that are not finite")
+    runner = _without_unreached(runner, model, note)
     tied = is_tied(model)
     state = initial_state(runner.groups, tied, runner.last_norm, axes.candidates, architecture.config)
     solution = Solution(runner, Search(runner, budget, note).run(state), tied)
@@ -128,6 +129,41 @@ def _group_tensors(
                 aliases={name: product for name, product in axes.aliases.items() if name != alias},
                 given_up={**axes.given_up, **given_up},
             )
+
+
+def _without_unreached(runner: TrialRunner, model: torch.nn.Module, note: Note) -> TrialRunner:
+    """Give up the axes of parts that random inputs do not reach.
+
+    Raises:
+        InferError: no axis would be left.
+    """
+    if not any("." in key for key in runner.architecture.config):
+        return runner
+    unreached = runner.unreached()
+    if not unreached:
+        return runner
+    reason = "the output of its tiny model does not depend on `{}`, so that nothing would show how to widen it"
+    kept, given_up = [], {}
+    for axis in runner.axes.candidates:
+        names = {axis.name, *(alias for alias, product in runner.axes.aliases.items() if axis.name in product)}
+        tensor = next((unreached[name] for name in sorted(names) if name in unreached), None)
+        if tensor is None:
+            kept.append(axis)
+        else:
+            given_up[axis.key] = reason.format(tensor)
+            note(f"{axis.name}: given up: {given_up[axis.key]}")
+    if not kept:
+        raise InferError(
+            f"no recipe can be drafted for `{runner.architecture.name}`: {next(iter(given_up.values()))}",
+            hint="write a recipe whose `parts` name a recipe for each part (`mupscale help language`)",
+        )
+    if not given_up:
+        return runner
+    names = {axis.name for axis in kept}
+    aliases = {alias: product for alias, product in runner.axes.aliases.items() if names & set(product)}
+    axes = replace(runner.axes, candidates=tuple(kept), aliases=aliases, given_up={**runner.axes.given_up, **given_up})
+    axes, groups = _group_tensors(runner.architecture, axes, model, note)
+    return TrialRunner(runner.architecture, axes, groups, model)
 
 
 def solve_other_tie(solution: Solution, budget: Budget, note: Note) -> Solution | None:

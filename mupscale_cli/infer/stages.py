@@ -47,13 +47,13 @@ def infer_stages(model_type: str, task: Task, flags: Mapping[str, Any] | None, v
     tiny = _small_model(model_type, task, flags)
     architecture = TransformersArchitecture(model_type, task, tiny.config)
     shapes = architecture.shapes(architecture.config)
-    widths = [key for key in tiny.config if _is_width(architecture, shapes, key)]
+    widths = [key for key in architecture.config if _is_width(architecture, shapes, key)]
     if not widths:
         raise InferError(f"no key of the config of `{model_type}` makes its tensors wider")
     head = type(tiny.model).__name__
     model = ProofModel.of(architecture)
     problem = ""
-    for keys, with_queries in itertools.product(_with_group_widths(tiny.config, widths), (False, True)):
+    for keys, with_queries in itertools.product(_with_group_widths(architecture.config, widths), (False, True)):
         try:
             wide = architecture.shapes(_doubled(architecture.config, keys))
             body = _recipe_text(model_type, head, keys, dict(_layouts(shapes, wide, with_queries=with_queries)))

@@ -27,6 +27,10 @@ TASKS: dict[Task, str] = {
     "image-classification": "MODEL_FOR_IMAGE_CLASSIFICATION_MAPPING",
     "base": "MODEL_MAPPING",
 }
+_BY_HAND = (
+    "write a recipe, whose `parts` may name a recipe for each part (`mupscale help language`), and try it on a small "
+    "checkpoint of your own: `mupscale recipes check FILE CKPT`"
+)
 _MAX_PARAMETERS = 50_000_000
 _MAPPING = re.compile(r"MODEL_(FOR_)?(.*)_MAPPING_NAMES")
 
@@ -142,13 +146,12 @@ def _check_tiny(model_type: str, task: Task, config: Any) -> None:
         raise TinyError(
             f"cannot build a tiny `{model_type}`: the sizes in its parts {', '.join(parts)} cannot be reduced, and "
             f"it has {count / 1e6:.0f} M parameters",
-            hint="write a recipe whose `parts` name a recipe for each of them (`mupscale help language`), and try it "
-            "on a small checkpoint of your own: `mupscale recipes check FILE CKPT`",
+            hint=_BY_HAND,
         )
     raise TinyError(
         f"cannot build a tiny `{model_type}`: with every known size reduced it still has "
         f"{count / 1e6:.0f} M parameters",
-        hint="try a recipe of yours on a small checkpoint: `mupscale recipes check FILE CKPT`",
+        hint=_BY_HAND,
     )
 
 
@@ -178,20 +181,26 @@ def tiny_model(
         >>> tiny_model("llama").save(Path("tiny"))  # doctest: +SKIP
     """
     model_class(model_type, task)
-    first_error: Exception | None = None
+    failed: dict[str, Exception] = {}
     for settings in tiny_configs(model_type, flags, overrides):
+        stage = "be built"
         try:
             tiny = build(model_type, task, settings, seed)
+            stage = "run on random inputs"
             if runs:
                 run(tiny.model)
         except TinyError:
             raise  # other settings are no smaller
         except Exception as error:  # noqa: BLE001 (transformers raises anything; other settings may work)
-            first_error = first_error or error
+            failed.setdefault(stage, error)
         else:
             return tiny
-    assert first_error is not None
-    raise TinyError(f"cannot build a tiny `{model_type}`: {first_line(first_error)}")
+    stage, error = max(failed.items())  # those that can be built say more
+    raise TinyError(
+        f"cannot make a tiny `{model_type}` to experiment with: with small sizes its class in transformers cannot "
+        f"{stage}: {first_line(error)}",
+        hint=_BY_HAND,
+    )
 
 
 def run(model: nn.Module, seed: int = 0) -> Any:

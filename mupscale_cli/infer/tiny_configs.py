@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator, Mapping
+from itertools import islice
 from typing import Any
 
 from mupscale_cli.infer.errors import TinyError
@@ -13,6 +14,7 @@ from mupscale_cli.verification.transformers import import_transformers
 _SMALL = 16  # smaller values of unknown keys stay
 _UNKNOWN_SIZES = (16, 24, 32, 12, 20)  # for large values of unknown keys
 _MAX_LAYERS = 40
+_MAX_OF_PARTS = 40  # settings of one part that are tried
 _TOKENS = {"pad_token_id": 0, "bos_token_id": 1, "eos_token_id": 2, "decoder_start_token_id": 1}
 _LAYER_KINDS = (  # mixtures come first, so that the tiny model has every kind of layer
     ("linear_attention", "full_attention"),
@@ -23,6 +25,9 @@ _LAYER_KINDS = (  # mixtures come first, so that the tiny model has every kind o
     ("sliding_attention", "full_attention"),
     ("full_attention",),
 )
+# How the frequencies of a head are divided among time, height and width, for heads of which 12, 8, 6 or 4 dimensions
+# rotate.
+_ROPE_SECTIONS = ((2, 2, 2), (2, 1, 1), (1, 1, 1), (1, 1, 0))
 
 
 def config_class(model_type: str) -> Any:
@@ -47,14 +52,18 @@ def default_config(model_type: str) -> dict[str, Any]:
     Raises:
         TinyError: the model type is unknown, or its config has no defaults.
     """
-    transformers = import_transformers()
-    common = set(transformers.PretrainedConfig().to_dict()) - {*_TOKENS, "tie_word_embeddings"}
     config = config_class(model_type)
     try:
         values = config().to_dict()
     except Exception as error:  # configs raise anything
         raise TinyError(f"cannot create a default config of `{model_type}`: {error}") from error
-    return {key: value for key, value in values.items() if key not in common}
+    return _without_common(values)
+
+
+def _without_common(config: Mapping[str, Any]) -> dict[str, Any]:
+    """Return a config without the keys that every config has."""
+    common = set(import_transformers().PretrainedConfig().to_dict()) - {*_TOKENS, "tie_word_embeddings"}
+    return {key: value for key, value in config.items() if key not in common}
 
 
 def tiny_sizes(config: Mapping[str, Any]) -> dict[str, Any]:
@@ -107,8 +116,49 @@ def tiny_configs(
     Raises:
         TinyError: the model type is unknown, or its config has no defaults.
     """
-    defaults = default_config(model_type)
-    known = {key: value for key, value in (flags or {}).items() if key in defaults}
+    seen = []
+    for own in _settings(default_config(model_type), flags or {}):
+        settings = {**own, **(overrides or {})}
+        if settings not in seen:
+            seen.append(settings)
+            yield settings
+
+
+def is_part(value: object) -> bool:
+    """Return whether the value of a config's key is the config of a part, such as that of an image encoder."""
+    return isinstance(value, Mapping) and "model_type" in value
+
+
+def _settings(defaults: Mapping[str, Any], flags: Mapping[str, Any]) -> Iterator[dict[str, Any]]:
+    """Yield settings for a tiny config with some defaults: first all parts alike, then one part after another."""
+    parts = {key: flags[key] if is_part(flags.get(key)) else value for key, value in defaults.items() if is_part(value)}
+    own = _own_settings(defaults, flags)
+    if not parts:
+        yield from own
+        return
+    choices = {"": list(islice(own, _MAX_OF_PARTS))}
+    for key, part in parts.items():
+        model_type = part["model_type"]
+        same = model_type == defaults[key]["model_type"]
+        base = _without_common(defaults[key]) if same else default_config(model_type)
+        choices[key] = [{"model_type": model_type, **some} for some in islice(_settings(base, part), _MAX_OF_PARTS)]
+    first = {key: some[0] for key, some in choices.items()}
+    yield _joined(first)
+    for index in range(1, _MAX_OF_PARTS):
+        yield _joined({key: some[index] if index < len(some) else some[0] for key, some in choices.items()})
+        for key, some in choices.items():
+            if index < len(some):
+                yield _joined({**first, key: some[index]})
+
+
+def _joined(settings: Mapping[str, dict[str, Any]]) -> dict[str, Any]:
+    """Return the settings of a config and of its parts, given by key, as those of one config."""
+    return {**settings[""], **{key: part for key, part in settings.items() if key}}
+
+
+def _own_settings(defaults: Mapping[str, Any], flags: Mapping[str, Any]) -> Iterator[dict[str, Any]]:
+    """Yield settings for the keys of a tiny config that are not parts."""
+    known = {key: value for key, value in flags.items() if key in defaults and not is_part(value)}
     config = {**defaults, **known}
     kept_flags = {key: value for key, value in known.items() if _is_flag(value)}
     sizes = {
@@ -119,13 +169,9 @@ def tiny_configs(
     full_depth = next((defaults[key] for key in sizes if meaning(key).counts == "layers"), None)
     sizes.update(_layer_lists(config, full_depth, num_layers))
     head_settings = list(_head_settings(config, defaults, sizes))
-    seen = []
     for structure in ({}, *_structures(config, sizes, num_layers)):
         for heads in head_settings:
-            settings = {**sizes, **heads, **structure, **(overrides or {})}
-            if settings not in seen:
-                seen.append(settings)
-                yield settings
+            yield {**sizes, **heads, **structure}
 
 
 def _is_flag(value: object) -> bool:
@@ -188,6 +234,8 @@ def _structures(config: Mapping[str, Any], sizes: Mapping[str, Any], num_layers:
     if "rope_parameters" in config:
         rope = {"rope_type": "default", "rope_theta": 10000.0}
         yield {"rope_parameters": {kind: rope for kinds in _LAYER_KINDS for kind in kinds}}
+        given = config["rope_parameters"] or {}
+        yield from ({"rope_parameters": {**rope, **given, "mrope_section": list(some)}} for some in _ROPE_SECTIONS)
     indexed = {
         key: next(iter(meaning(key).sizes), 2)
         for key, value in config.items()

@@ -21,6 +21,7 @@ from mupscale_cli.infer.errors import first_line
 from mupscale_cli.infer.groups import last_norm, split_last
 from mupscale_cli.infer.layouts import Choice, Group, layout_text
 from mupscale_cli.infer.shapes import CandidateAxis, scaled_config
+from mupscale_cli.infer.vocabulary import kind_of
 from mupscale_cli.plan.copies import Axis
 from mupscale_cli.plan.dims import map_dim, power_scale
 from mupscale_cli.text import NUMBER_IN_NAME
@@ -140,6 +141,21 @@ class TrialRunner:
             return Outcome(math.inf, -1, None, first_line(error))
         return self._compare(output, wide, all_factors)
 
+    def unreached(self) -> dict[str, str]:
+        """Return the axes of matrices that the output does not depend on, each with the name of such a tensor.
+
+        Inputs without images, for example, do not show whether an image encoder computes the same as before.
+        """
+        found: dict[str, str] = {}
+        for group in self.groups:
+            if not group.axes or len(group.dims) < 2:
+                continue
+            changed = {name: self.tensors[name] + 1 for name in group.names if self.tensors[name].is_floating_point()}
+            model = self.architecture.fill(self.architecture.config, {**self.tensors, **changed})
+            if changed and torch.equal(self.architecture.run(model), self.output):
+                found |= {axis: group.names[0] for axis in sorted(group.axes) if axis not in found}
+        return found
+
     def _wide_config(self, state: State, factors: Mapping[str, int]) -> dict[str, Any]:
         moving_keys = (CandidateAxis(axis, 1, ((key, power),), key) for axis, key, power in state.keys)
         return scaled_config(self.architecture.config, (*self.axes.candidates, *moving_keys), factors)
@@ -180,11 +196,12 @@ class TrialRunner:
                 yield copy_name(name, group.name_axes, copies, indices), target
 
     def _compare(self, output: Tensor, wide: Recording, factors: Mapping[str, int]) -> Outcome:
-        embed, factor = self.axes.tiny_sizes.get("embed"), factors.get("embed", 1)
+        sizes = self.axes.tiny_sizes
+        streams = [(sizes[name], factors.get(name, 1)) for name in self.axes.names if kind_of(name) == "embed"]
         progress, first = 0, None
         for name, narrow_output in self.narrow.outputs.items():
             wide_output = wide.outputs.get(name)
-            expected = _expected_output(narrow_output, wide_output, embed, factor)
+            expected = _expected_output(narrow_output, wide_output, streams)
             if wide_output is None or expected is None:
                 continue
             if not relative_error(expected, wide_output) < TOLERANCE:
@@ -247,12 +264,19 @@ def output_error(expected: Tensor, actual: Tensor) -> float | None:
     return relative_error(narrow[units], wide)
 
 
-def _expected_output(narrow: Tensor, wide: Tensor | None, embed: int | None, factor: int) -> Tensor | None:
-    """Return what a module of the wide model should compute, or None if the shapes do not determine it."""
+def _expected_output(narrow: Tensor, wide: Tensor | None, streams: list[tuple[int, int]]) -> Tensor | None:
+    """Return what a module of the wide model should compute, or None if the shapes do not determine it.
+
+    Args:
+        narrow: what the module computes in the tiny model.
+        wide: what it computes in the wide model.
+        streams: the width of each residual stream in the tiny model, and its factor.
+    """
     if wide is None or narrow.dim() != wide.dim():
         return None
-    if factor > 1 and narrow.shape[-1] == embed:
-        expected = narrow.repeat_interleave(factor, -1)
-        return expected if expected.shape == wide.shape else None
-    # Outputs that are not the residual stream must not change.
-    return narrow if narrow.shape == wide.shape else None
+    factors = [factor for size, factor in streams if size == narrow.shape[-1] and factor > 1]
+    if not factors or (len(streams) > 1 and narrow.shape == wide.shape):
+        # Outputs that are not the residual stream must not change.
+        return narrow if narrow.shape == wide.shape else None
+    copied = (narrow.repeat_interleave(factor, -1) for factor in factors)
+    return next((expected for expected in copied if expected.shape == wide.shape), None)

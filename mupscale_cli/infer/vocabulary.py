@@ -108,6 +108,8 @@ _MEANINGS = tuple(
     )
 )
 _UNKNOWN = Meaning("", "")
+_KINDS = frozenset(each.counts for each in _MEANINGS) | {"g"}  # of axes
+_LANGUAGE = ("text", "language", "llm", "lm", "decoder", "thinker", "talker")  # the part whose axes have plain names
 
 # Keys that do not count units of a layer, but positions, layers, tokens or groups of experts.
 NO_UNITS = re.compile(
@@ -169,6 +171,18 @@ def module_of(tensor: str) -> str:
     """Return the name of a tensor's module without its parents: `q_proj` for `attn.q_proj.weight`."""
     owner, _, leaf = tensor.rpartition(".")
     return owner.rpartition(".")[2] if leaf in ("weight", "bias") else leaf
+
+
+def part_of(key: str) -> str:
+    """Return the part that a dotted config key belongs to: `vision`. It is empty for the language model."""
+    section = re.fullmatch(r"(?:.*\.)?(\w+?)_(?:config|cfg)\.\w+", key)
+    return "" if section is None or section[1] in _LANGUAGE else section[1]
+
+
+def kind_of(axis: str) -> str:
+    """Return the name of an axis without that of its part: `embed` for `vision_embed`."""
+    words = axis.split("_")
+    return next((some for start in range(len(words)) if (some := "_".join(words[start:])) in _KINDS), axis)
 
 
 @cache

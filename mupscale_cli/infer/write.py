@@ -14,7 +14,7 @@ from mupscale_cli.architecture.loading import FORMAT_VERSION
 from mupscale_cli.infer.axes import Axes
 from mupscale_cli.infer.layouts import Choice, Form, Group, layout_text
 from mupscale_cli.infer.trials import State
-from mupscale_cli.infer.vocabulary import ABOUT, BY_NAME
+from mupscale_cli.infer.vocabulary import ABOUT, BY_NAME, kind_of, part_of
 
 
 @dataclass(frozen=True)
@@ -81,15 +81,21 @@ class Draft:
     def widen(self) -> tuple[str, ...]:
         """The axes that a bare factor widens."""
         free = [name for name in _ordered(self.axes) if name not in self.fixed]
-        usual = [name for name in free if not BY_NAME.fullmatch(name)]
+        plain = [name for name in free if not self._part(name)] or free  # other parts than the language model by name
+        usual = [name for name in plain if not BY_NAME.fullmatch(kind_of(name))]
         for alias, product in self.axes.aliases.items():
             moving = [name for name in product if name in free and name in usual]
             if alias in usual and not moving:
                 # The number of heads is fixed, so the residual stream grows with the size of a head.
-                usual += [name for name in product if name in free][:1]
+                usual += [name for name in product if name in plain][:1]
             if len(moving) > 1:
                 usual = [name for name in usual if name not in moving[1:]]
         return tuple(usual)
+
+    def _part(self, axis: str) -> str:
+        """Return the part of the config that an axis belongs to; it is empty for the language model."""
+        counting = {candidate.name: candidate.key for candidate in self.axes.candidates}
+        return part_of(counting.get(axis) or counting[self.axes.aliases[axis][0]])
 
     def grown_by(self, alias: str) -> str | None:
         """Return the part of an alias that a bare factor multiplies, such as the heads of the residual stream."""
@@ -120,7 +126,8 @@ def without_unused_axes(axes: Axes, variants: Collection[Variant]) -> Axes:
 def _ordered(axes: Axes) -> list[str]:
     """Order names so that each size depends only on earlier ones, starting with the residual stream."""
     order = ("embed", "kv", "h", "g", "d", "ffn")
-    return sorted(axes.names, key=lambda name: order.index(name) if name in order else len(order))
+    kinds = {name: kind_of(name) for name in axes.names}
+    return sorted(axes.names, key=lambda name: order.index(kinds[name]) if kinds[name] in order else len(order))
 
 
 def recipe_text(draft: Draft) -> str:
@@ -169,7 +176,7 @@ def _tie_condition(draft: Draft) -> str:
 
 def _axis_line(draft: Draft, name: str) -> str:
     size = _quoted(draft.axes.sizes[name])
-    return f"  {name}: {{size: {size}, about: {_quoted(ABOUT.get(name) or f'units of {size}')}}}"
+    return f"  {name}: {{size: {size}, about: {_quoted(ABOUT.get(kind_of(name)) or f'units of {size}')}}}"
 
 
 def _quoted(text: str) -> str:
@@ -210,7 +217,7 @@ def _config(draft: Draft, names: Sequence[str]) -> dict[str, str]:
 def _defaults(draft: Draft, config: Mapping[str, str], names: Sequence[str]) -> dict[str, Any]:
     """Return the defaults of the keys that the recipe reads; config.json may leave them out."""
     text = " ".join([*config.values(), *(draft.axes.sizes[name] for name in names)])
-    keys = dict.fromkeys(re.findall(r"[A-Za-z_]\w*", text))
+    keys = dict.fromkeys(re.findall(r"[A-Za-z_][\w.]*", text))
     defaults = {key: draft.defaults[key] for key in keys if draft.defaults.get(key) is not None}
     if draft.tied and draft.untied:
         defaults["tie_word_embeddings"] = bool(draft.defaults.get("tie_word_embeddings", False))

@@ -366,10 +366,18 @@ def _class_by_names(transformers: Any, config: dict[str, Any], names: frozenset[
     Raises:
         CannotVerify: transformers makes no model of this config.
     """
+    if config.get("model_type") is None:
+        raise CannotVerify(
+            "config.json names neither a class in `architectures` nor a `model_type`, so that transformers cannot "
+            "build its model; add one of them, or give your own model with `--model module.py:build`"
+        )
     try:
         built = transformers.AutoConfig.for_model(**config)
     except Exception as error:  # the config may be anything
-        raise CannotVerify(f"config.json names no class in `architectures`, and no model type: {error}") from error
+        raise CannotVerify(
+            f"config.json names no class in `architectures`, and transformers rejects it as a config of "
+            f"`{config['model_type']}`: {error}"
+        ) from error
     best, fewest = None, math.inf
     for task in _TASKS:
         auto = getattr(transformers, f"AutoModel{task}")

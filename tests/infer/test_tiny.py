@@ -5,7 +5,7 @@ import pytest
 from mupscale_cli.infer import tiny
 from mupscale_cli.infer.errors import TinyError
 from mupscale_cli.infer.tiny import task_of, tiny_model
-from mupscale_cli.infer.tiny_configs import tiny_sizes
+from mupscale_cli.infer.tiny_configs import tiny_configs, tiny_sizes
 
 
 def test_tiny_sizes_follow_the_names_of_keys():
@@ -38,9 +38,29 @@ def test_tiny_model_refuses_an_unknown_type():
         tiny_model("nothing")
 
 
-def test_tiny_model_names_the_parts_that_stay_large():
+def test_the_parts_of_a_tiny_model_are_tiny_too():
+    model = tiny_model("chinese_clip", "base").model
+    assert model.config.text_config.hidden_size == model.config.vision_config.hidden_size == 48
+    assert sum(parameter.numel() for parameter in model.parameters()) < 1_000_000
+
+
+def test_the_parts_of_a_tiny_model_keep_the_flags_of_a_config():
+    flags = {"text_config": {"model_type": "qwen2", "hidden_act": "relu"}, "projector_hidden_act": "silu"}
+    config = next(tiny_configs("llava", flags))
+    assert (config["text_config"]["model_type"], config["text_config"]["hidden_act"]) == ("qwen2", "relu")
+    assert config["projector_hidden_act"] == "silu"
+    assert config["vision_config"]["hidden_size"] < 100
+
+
+def test_tiny_model_names_the_parts_that_stay_large(monkeypatch):
+    monkeypatch.setattr(tiny, "_MAX_PARAMETERS", 1000)
     with pytest.raises(TinyError, match=r"in its parts `text_config` \(chinese_clip_text_model\), `vision_config`"):
         tiny_model("chinese_clip", "base")
+
+
+def test_the_sections_of_rotary_frequencies_fit_the_heads():
+    config = tiny_model("qwen2_5_vl_text", "base").config
+    assert 2 * sum(config["rope_parameters"]["mrope_section"]) in (8, 12)
 
 
 def test_a_type_for_another_task_is_said_to_be_one():
@@ -49,7 +69,7 @@ def test_a_type_for_another_task_is_said_to_be_one():
 
 
 def test_tiny_model_refuses_a_model_that_stays_large(monkeypatch):
-    """The parts of composite models keep their sizes. Building them would exhaust memory."""
+    """Building it would exhaust memory."""
     monkeypatch.setattr(tiny, "_MAX_PARAMETERS", 1000)
     with pytest.raises(TinyError, match=r"cannot build a tiny `llama`: .* it still has 0 M parameters"):
         tiny_model("llama")
