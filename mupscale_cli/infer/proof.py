@@ -175,5 +175,7 @@ def _header(draft: Draft, errors: Mapping[str, float], version: str) -> tuple[st
         "Comments mark what was found by trial."
     )
     if draft.axes.given_up:
-        text += f" Not widened, because no axis describes them: {', '.join(draft.axes.given_up)}."
+        text += (
+            f" Not widened, because no axis describes them or nothing verifies it: {', '.join(draft.axes.given_up)}."
+        )
     return tuple(textwrap.wrap(text, _WIDTH, break_long_words=False, break_on_hyphens=False))
