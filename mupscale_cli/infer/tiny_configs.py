@@ -25,8 +25,7 @@ _LAYER_KINDS = (  # mixtures come first, so that the tiny model has every kind o
     ("sliding_attention", "full_attention"),
     ("full_attention",),
 )
-# How the frequencies of a head are divided among time, height and width, for heads of which 12, 8, 6 or 4 dimensions
-# rotate.
+# The frequencies of a head for time, height and width, where 12, 8, 6 or 4 of its dimensions rotate.
 _ROPE_SECTIONS = ((2, 2, 2), (2, 1, 1), (1, 1, 1), (1, 1, 0))
 
 
