@@ -195,10 +195,10 @@ def tiny_model(
             failed.setdefault(stage, error)
         else:
             return tiny
-    stage, error = max(failed.items())  # those that can be built say more
+    last, problem = max(failed.items())  # those that can be built say more
     raise TinyError(
         f"cannot make a tiny `{model_type}` to experiment with: with small sizes its class in transformers cannot "
-        f"{stage}: {first_line(error)}",
+        f"{last}: {first_line(problem)}",
         hint=_BY_HAND,
     )
 
