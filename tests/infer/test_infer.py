@@ -194,6 +194,22 @@ def test_convolutions_with_multipliers_or_groups(tmp_path, model_type, key, layo
     assert len(recipe.tensors) < 20
 
 
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("model_type", "moving", "given_up"),
+    [
+        ("chinese_clip", {"h", "d", "ffn", "vision_h", "vision_d", "vision_ffn", "projection"}, set()),
+        ("deepseek_vl", {"embed", "kv", "g", "ffn"}, {"vision_config.hidden_size"}),  # its head is not used
+    ],
+)
+def test_parts_have_axes_of_their_own_where_the_inputs_reach_them(model_type, moving, given_up):
+    inferred = infer(model_type, "base", budget=QUICK)
+    assert inferred.worst < 1e-12
+    assert set(inferred.draft.movable) == moving
+    assert given_up <= set(inferred.draft.axes.given_up)
+    assert not any(name.startswith("vision") for name in inferred.draft.widen)
+
+
 def test_layers_that_differ_are_told_apart_as_a_person_would():
     def names(*numbers):
         return [f"layers.{number}.up.weight" for number in numbers]
