@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import itertools
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -71,11 +70,29 @@ def _scaled(key: str, value: Any, factor: float | tuple[float, ...]) -> Any:
     return value * factor
 
 
-def _in_model_order(names: Iterable[str], scaled: Callable[[str], Sequence[ScaledTensor]]) -> Iterator[ScaledTensor]:
-    """Yield the wide tensors of parameters in the wide model's order: a deeper stack is sorted by its blocks."""
-    widened = (tensor for name in names for tensor in scaled(name))
-    for _, tensors in itertools.groupby(widened, key=lambda tensor: tensor.block and tensor.block.stack):
-        yield from sorted(tensors, key=lambda tensor: (tensor.block and tensor.block.position) or 0)
+def _in_model_order(names: Sequence[str], scaled: Callable[[str], Sequence[ScaledTensor]]) -> list[ScaledTensor]:
+    """Return the wide tensors of parameters in the wide model's order, if the parameters are in the narrow model's."""
+    tensors = {tensor.name: tensor for name in names for tensor in scaled(name)}
+    if _as_in_modules(names) != list(names):
+        return list(tensors.values())
+    return [tensors[name] for name in _as_in_modules(tensors)]
+
+
+def _as_in_modules(names: Iterable[str]) -> list[str]:
+    """Return names in the order in which a model has them: module by module, and numbered modules by their number."""
+    tree: dict[str, Any] = {}
+    for name in names:
+        branch = tree
+        for part in name.split("."):
+            branch = branch.setdefault(part, {})
+
+    def walk(branch: Mapping[str, Any], prefix: str) -> Iterator[str]:
+        numbered = iter(sorted((part for part in branch if part.isdecimal()), key=int))
+        for part in branch:
+            child = next(numbered) if part.isdecimal() else part
+            yield from walk(branch[child], f"{prefix}{child}.") if branch[child] else (f"{prefix}{child}",)
+
+    return list(walk(tree, ""))
 
 
 @dataclass(frozen=True, slots=True)

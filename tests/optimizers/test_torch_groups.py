@@ -3,6 +3,7 @@
 import pytest
 import torch
 
+from cli_runner import run
 from mupscale_cli.errors import CheckpointError, PlanError
 from mupscale_cli.optimizers.hyperparameters import Settings, hyperparameters
 from mupscale_cli.optimizers.torch_groups import clip_grad_norm_, param_groups
@@ -82,3 +83,26 @@ def test_parameters_have_their_names_in_the_model(saved, tmp_path):
     rate = next(group["lr"] for group in groups if "lm_head.weight" in group["param_names"])
     assert rate == 1 / 2
     assert "lm_head.weight" in by_name_of(wide)
+
+
+def test_groups_are_in_the_order_of_the_widened_state(saved, tmp_path):
+    """StableLM has a norm for each head, in numbered modules: copies stand between the heads, not at their ends."""
+    import transformers
+
+    source = saved("StableLm-parallel")
+    torch.manual_seed(0)
+    model = transformers.AutoModelForCausalLM.from_pretrained(source)
+    optimizer = torch.optim.AdamW(model.parameters(), lr=1e-3)
+    model(torch.ones(1, 4, dtype=torch.long)).logits.square().mean().backward()
+    optimizer.step()
+    narrow = tmp_path / "narrow"
+    model.save_pretrained(narrow)
+    torch.save(optimizer.state_dict(), narrow / "optimizer.pt")
+    widen(narrow, tmp_path / "wide", factor=3, verify=False)
+    wide = transformers.AutoModelForCausalLM.from_pretrained(tmp_path / "wide")
+    state = torch.load(tmp_path / "wide" / "optimizer.pt")
+    names = [group["param_names"] for group in state["param_groups"]]
+    printed = {}
+    exec(run("hparams", str(tmp_path / "wide"), "--format", "torch").out, printed)  # noqa: S102 (what it prints)
+    for groups in (param_groups(wide, tmp_path / "wide", lr=1e-3, decay="all"), printed["param_groups"](wide)):
+        assert [group["param_names"] for group in groups] == names

@@ -120,13 +120,16 @@ def _torch(hparams: Hyperparameters, _record: Record, _wide: Wide) -> RenderedSe
         "",
         "",
         "def param_groups(model: torch.nn.Module) -> list[dict]:",
+        "    parameters = dict(model.named_parameters())",
         "    groups = []",
         "    for group in GROUPS:",
-        "        named = [(n, p) for n, p in model.named_parameters() if re.search(group['pattern'], n)]",
+        "        names = [name for name in parameters if re.search(group['pattern'], name)]",
         "        settings = {key: value for key, value in group.items() if key != 'pattern'}",
-        "        params, names = [p for _, p in named], [n for n, _ in named]",
-        "        groups.append({'params': params, 'param_names': names, **settings})",
-        "    return groups",
+        "        if names:  # a checkpoint may store what the model keeps in other parameters, or in none",
+        "            groups.append({'params': [parameters[name] for name in names], 'param_names': names, **settings})",
+        "    place = {name: number for number, name in enumerate(parameters)}",
+        "    # In the order of a widened state: what decays, then what does not, each by its first parameter.",
+        "    return sorted(groups, key=lambda group: (group['weight_decay'] == 0, place[group['param_names'][0]]))",
     ]
     if name is not None:
         lines += ["", "", f"# optimizer = {name}(param_groups(model))"]
