@@ -414,6 +414,34 @@ REFORMER = {
     "pad_token_id": 0,
 }
 
+INKLING = {
+    **SIZES,
+    "num_key_value_heads": 2,
+    "head_dim": 8,
+    "moe_intermediate_size": 20,
+    "n_routed_experts": 4,
+    "num_experts_per_tok": 2,
+    "d_rel": 6,
+    "rel_extent": 10,
+    "swa_num_attention_heads": 4,
+    "swa_num_key_value_heads": 2,
+    "swa_head_dim": 8,
+    "sliding_window_size": 6,
+    "layer_types": ["hybrid_sliding", "hybrid"],
+    "eos_token_id": 2,
+    "log_scaling_n_floor": 4,
+}
+INKLING2 = {
+    **INKLING,
+    "n_layers_per_attn_res_block": 2,
+    "unpadded_vocab_size": 50,
+    "num_hidden_layers": 3,
+    "layer_types": ["hybrid_sliding", "hybrid", "hybrid_sliding"],
+    "qk_l2_clip_threshold": 1.0,
+    "rel_l2_clip_threshold": 0.7,
+}
+INKLING2.pop("intermediate_size")  # another name of moe_intermediate_size
+
 # Shapes that few people train, whose proofs are slow ones.
 RARE = frozenset(
     {
@@ -424,6 +452,7 @@ RARE = frozenset(
         *("MiniMaxM3VLText-tied", "AXK2-tied", "Dots3NoteText-tied", "HYV4-untied", "RoCBert-tied", "Xmod-tied"),
         *("ProphetNet-tied", "ProphetNet-both", "Moshi-untied", "CpmAnt-untied", "Zamba-tied", "Zamba2-tied"),
         *("TrOCR-tied", "HrmText-untied", "XLM-tied", "Reformer-untied", "XLSTM-untied", "Dory-untied"),
+        *("InklingText-untied", "Inkling2Text-untied", "Inkling2LoopText-untied"),
     }
 )
 
@@ -437,6 +466,9 @@ NOT_COMPARED: dict[str, set[str]] = {
 
 # Classes whose parameters are float32 whatever is asked for, and would round thirds of float64 weights.
 FLOAT32 = frozenset({"HYV4-untied", "DeepseekV4-untied"})
+
+# Parameters whose tensors cannot be named: transformers changes the number in their names, or splits and joins them.
+UNNAMED = ("attention_input.query", "message_input.query")
 
 # The types above with a readout of their own and with a tied one, and older types.
 MODELS: dict[str, tuple[str, str, dict[str, Any]]] = {
@@ -453,6 +485,25 @@ MODELS: dict[str, tuple[str, str, dict[str, Any]]] = {
         "ModernBertDecoderForCausalLM",
         "ModernBertDecoderConfig",
         {**HEADS_OF_WIDTH, "layer_types": ["full_attention", "sliding_attention"], "local_attention": 12},
+    ),
+    "InklingText-untied": (
+        "InklingForCausalLM",
+        "InklingTextConfig",
+        {**INKLING, "mlp_layer_types": ["dense", "sparse"], "n_shared_experts": 2},
+    ),
+    "Inkling2Text-untied": ("Inkling2ForCausalLM", "Inkling2TextConfig", INKLING2),
+    "Inkling2LoopText-untied": (
+        "Inkling2LoopForCausalLM",
+        "Inkling2LoopTextConfig",
+        {
+            **INKLING2,
+            "num_hidden_layers": 5,
+            "layer_types": ["hybrid_sliding", "hybrid", "hybrid_sliding", "hybrid", "hybrid_sliding"],
+            "loop_layer_index_start": 2,
+            "loop_layer_index_end": 4,
+            "loop_num_passes": 2,
+            "loop_gate_rank": 6,
+        },
     ),
     "OpenAIGPT-tied": (
         "OpenAIGPTLMHeadModel",

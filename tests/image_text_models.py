@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
+import decoders
 from encoder_models import BART, T5
 
 TEXT = {
@@ -127,6 +128,8 @@ def _mrope(section: list[int], **others: Any) -> dict[str, Any]:
 
 GLM_TEXT = {**NO_HEAD_DIM, **_mrope([2, 2, 2], partial_rotary_factor=1.0)}
 GLM_VISION = {**QWEN_VISION, "intermediate_size": 28, "image_size": 16}
+
+DOTS_ENCODER = {"hidden_size": 16, "intermediate_size": 24, "num_hidden_layers": 2, "num_attention_heads": 2}
 
 # Each case: class in transformers, config class, settings.
 IMAGE_TEXT: dict[str, tuple[str, str, dict[str, Any]]] = {
@@ -447,6 +450,30 @@ IMAGE_TEXT: dict[str, tuple[str, str, dict[str, Any]]] = {
         "ChameleonForConditionalGeneration",
         "ChameleonConfig",
         {**CHAMELEON, "swin_norm": True, "tie_word_embeddings": True, "attention_bias": True},
+    ),
+    "Dots3Note-images": (
+        "Dots3NoteForConditionalGeneration",
+        "Dots3NoteConfig",
+        {
+            "text_config": decoders.MODELS["Dots3NoteText-untied"][2],
+            "vision_config": {
+                **DOTS_ENCODER,
+                "adapter_in_dim": 16,
+                "adapter_out_dim": 48,
+                "mlp_layer_types": ["dense", "dense"],
+                "patch_size": 4,
+            },
+            "audio_config": {
+                **DOTS_ENCODER,
+                "feature_size": 16,
+                "downsample_hidden_size": 8,
+                "adapter_input_size": 16,
+                "adapter_out_dim": 48,
+            },
+            "image_token_id": 49,
+            "video_token_id": 48,
+            "audio_token_id": 47,
+        },
     ),
 }
 

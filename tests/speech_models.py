@@ -124,6 +124,19 @@ MODELS: dict[str, tuple[str, str, dict[str, Any]]] = {
         "AudioFlamingo3Config",
         {"text_config": {**TEXT, "model_type": "qwen2"}, "audio_config": AUDIO, "audio_token_id": 49},
     ),
+    **{
+        f"MossTranscribeDiarize-{'tied' if tied else 'untied'}": (
+            "MossTranscribeDiarizeForConditionalGeneration",
+            "MossTranscribeDiarizeConfig",
+            {
+                "text_config": {**TEXT, "model_type": "qwen3"},
+                "audio_config": AUDIO,
+                "audio_token_id": 49,
+                "tie_word_embeddings": tied,
+            },
+        )
+        for tied in (True, False)
+    },
     "Moonshine-tied": ("MoonshineForConditionalGeneration", "MoonshineConfig", MOONSHINE),
     "Moonshine-untied": (
         "MoonshineForConditionalGeneration",

@@ -110,7 +110,7 @@ def rename_as_part(document: Entries, part: Part, section: str, composite: Entri
     """
     sections = {key.value: node for key, node in document}
     loaded = _loaded_prefix(part, composite)
-    local = {key.value for name in ("axes", "define") for key, _ in _entries(sections.get(name))}
+    local = {key.value for name in ("axes", "define", "depth") for key, _ in _entries(sections.get(name))}
 
     def rename(name: str) -> str:
         if name in _GLOBAL:

@@ -250,7 +250,7 @@ def _sound_inputs(model: Any, config: Any, generator: torch.Generator) -> dict[s
     """Make one spectrogram per text."""
     spectrograms = _spectrograms(config.audio_config, generator)[0].to(model.dtype)
     parameters = inspect.signature(model.forward).parameters
-    masks = [name for name in ("feature_attention_mask", "input_features_mask") if name in parameters]
+    masks = [name for name in ("feature_attention_mask", "input_features_mask", "padding_mask") if name in parameters]
     mask = torch.ones(BATCH, spectrograms.shape[-1], dtype=torch.long)
     return {"input_features": spectrograms, **dict.fromkeys(masks, mask)}
 
