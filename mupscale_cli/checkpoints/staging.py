@@ -100,6 +100,7 @@ class Staging:
                 Publication.of(self.folder, staged).publish(overwrite=overwrite)
                 with suppress(OSError):  # the next run then finds a complete publication
                     _mark_published(self.folder)
+            _remove_superseded(self)
 
     def discard(self) -> None:
         """Remove the folder as far as the system permits; the next run for this output removes the rest."""
@@ -227,6 +228,17 @@ def _is_useless(folder: Path) -> bool:
     except CheckpointError:
         return False
     return journal is not None and not journal.shards
+
+
+def _remove_superseded(staging: Staging) -> None:
+    """Remove what other runs that died left of an output that has now been published."""
+    for folder in _folders(staging.output):
+        if folder == staging.folder or (folder / PUBLICATION).exists():
+            continue
+        with _locked(folder) as lock, suppress(CheckpointError):
+            journal = None if lock is None else read_journal(folder / _CONTENT)
+            if lock is not None and journal is not None and journal.fingerprint == staging.journal.fingerprint:
+                _remove(folder, lock)
 
 
 def set_aside(output: Path) -> Path | None:

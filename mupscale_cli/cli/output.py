@@ -101,17 +101,17 @@ def table(*columns: str, right: tuple[str, ...] = ()) -> OpenTable:
 
 @contextmanager
 def progress(*, quiet: bool = False) -> Iterator[Events]:
-    """Yield events that show a progress bar on a terminal, and lines elsewhere."""
+    """Yield events that show a progress bar on a terminal, and lines elsewhere; `--quiet` leaves only warnings."""
     if quiet or is_quiet():
-        yield _logged(SILENT)
+        yield _logged(SILENT, quiet=quiet)
         return
     console = stderr()
     with show_progress(console, live=console.is_terminal and not console.is_dumb_terminal) as events:
-        yield _logged(events)
+        yield _logged(events, quiet=quiet)
 
 
-def _logged(events: Events) -> Events:
-    """Return events that the log file gets too."""
+def _logged(events: Events, *, quiet: bool) -> Events:
+    """Return events that the log file gets too, with warnings unless `quiet` says that another process prints them."""
 
     def phase(name: str, num_bytes: int) -> None:
         PRINTED.info("%s", f"{name} ({bytes_text(num_bytes)})" if num_bytes else name)
@@ -121,4 +121,4 @@ def _logged(events: Events) -> Events:
         PRINTED.info("%s", text)
         events.note(text)
 
-    return Events(phase, events.advance, note)
+    return Events(phase, events.advance, note, SILENT.warn if quiet else warn)

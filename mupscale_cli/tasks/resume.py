@@ -39,7 +39,7 @@ def resumable(
     wanted = _fingerprint(output, options)
     with stage(target, wanted, resume=resume, keep=partial(_is_worth_keeping, len(output.plan.shards))) as staging:
         for folder, num_bytes, found in unfinished(staging):
-            events.note(_unfinished_text(folder, num_bytes, is_same=found == wanted))
+            events.warn(_unfinished_text(folder, num_bytes, is_same=found == wanted))
         if staging.journal.shards:
             _drop_changed(staging.journal, output, events)
         staging.clear()
@@ -72,7 +72,7 @@ def _unfinished_text(folder: Path, num_bytes: int, *, is_same: bool) -> str:
     """Describe the unfinished output of an earlier run."""
     what = f"`{folder}` ({bytes_text(num_bytes)}) is the unfinished output of a killed run"
     if is_same:
-        return f"{what}; continue it with `--resume`, or remove it"
+        return f"{what}; `--resume` continues one such run, and a finished run removes all of them"
     return f"{what} with another source or other options; remove it if you do not need it"
 
 

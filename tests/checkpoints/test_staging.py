@@ -287,6 +287,18 @@ def test_a_folder_with_finished_shards_is_kept_until_it_is_resumed(tmp_path):
     assert names(tmp_path) == []
 
 
+def test_a_published_output_leaves_no_folder_of_killed_runs_that_wrote_the_same(tmp_path):
+    for _ in range(2):
+        left_behind(tmp_path / "out", "model")
+    with pytest.raises(Killed), stage(tmp_path / "out", "other", resume=False, keep=lambda *_: True) as other:
+        other.journal.note(FinishedShard("model", "0", {}, {}, []))
+        raise Killed
+    with staged(tmp_path / "out", resume=True) as staging:
+        write(staging)
+        staging.publish({"out": ""}, overwrite=False)
+    assert names(tmp_path) == sorted([other.folder.name, "out"])
+
+
 def test_a_run_can_be_resumed_while_another_one_publishes(tmp_path, monkeypatch):
     """A run that starts between the flush and the rename of another does not take its folder."""
     refused = []
