@@ -45,7 +45,6 @@ LEFT_OUT = {
     "UniSpeechForPreTraining": "it replaces random features by others, and returns nothing that its heads compute",
     "UniSpeechSatForPreTraining": "transformers computes nothing with its heads, so nothing could be compared",
     "LlavaModel": "transformers cannot run it: it asks a tower of CLIP for a `patch_size` that the tower lacks",
-    "Dots3NoteTextModel": "without a readout, a bare model's indexer is compared in another scale",
     **dict.fromkeys(
         ("Wav2Vec2BertModel", "Wav2Vec2ConformerModel"),
         "its stream is heads times dimensions, and a bare model's states are compared as copies of one axis",
