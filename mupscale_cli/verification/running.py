@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Mapping
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
@@ -212,6 +213,9 @@ def _generate(model: Any, tokens: Tensor, mask: Tensor, num_tokens: int, forced:
         model.register_forward_pre_hook(for_every_token, with_kwargs=True),
         model.register_forward_hook(keep_first),
     )
+    # A loss that balances experts is for training; its mask does not fit the single tokens of cached passes.
+    wanted = inspect.signature(model.forward).parameters
+    balancing = {key: False for key in ("output_router_logits",) if key in wanted}
     previous, model.generation_config = model.generation_config, settings
     try:
         result = model.generate(
@@ -219,6 +223,7 @@ def _generate(model: Any, tokens: Tensor, mask: Tensor, num_tokens: int, forced:
             attention_mask=mask,
             generation_config=settings,
             logits_processor=[FollowForced()] if forced is not None else None,
+            **balancing,
         )
     finally:
         model.generation_config = previous
