@@ -174,6 +174,36 @@ IMAGE_TEXT: dict[str, tuple[str, str, dict[str, Any]]] = {
             "vocab_size": 50,
         },
     ),
+    "GraniteDocling-images": (
+        "GraniteDoclingForConditionalGeneration",
+        "GraniteDoclingConfig",
+        {
+            "text_config": {**TEXT, "logits_scaling": 3.0},
+            "vision_config": {
+                **VISION,
+                "out_hidden_size": 48,
+                "scale_factor": 2,
+                "deepstack_visual_indexes": [0],
+            },
+            "image_token_id": 49,
+            "pad_token_id": 0,
+        },
+    ),
+    "Granite4Vision-images": (
+        "Granite4VisionForConditionalGeneration",
+        "Granite4VisionConfig",
+        {
+            "text_config": {**NO_HEAD_DIM, "logits_scaling": 3.0},
+            "vision_config": {**VISION, "hidden_size": 64, "model_type": "clip_vision_model", "projection_dim": 16},
+            "qformer_config": {"model_type": "blip_2_qformer", "num_hidden_layers": 1, "intermediate_size": 24},
+            "downsample_rate": "1/2",
+            "deepstack_layer_map": [[-2, 0]],
+            "spatial_target_layers": [0, 0, 1, 1],
+            "image_grid_pinpoints": [[32, 32]],
+            "image_token_index": 49,
+            "pad_token_id": 0,
+        },
+    ),
     "ShieldGemma2-images": (
         "ShieldGemma2ForImageClassification",
         "ShieldGemma2Config",

@@ -166,6 +166,8 @@ def _image_inputs(model: Any, config: Any, generator: torch.Generator) -> dict[s
     pixels = _images(vision, generator)[0].to(model.dtype)
     if "aspect_ratio_ids" in parameters:  # one tile of as many as an image may have
         return _tiled(pixels, vision.max_num_tiles)
+    if "tile_fine_mask" in reads:  # tiles, and which of them are not padding
+        return {"pixel_values": pixels[:, None], "pixel_attention_mask": torch.ones(BATCH, 1, dtype=torch.bool)}
     if "pixel_attention_mask" in parameters:  # several images per text
         return {"pixel_values": pixels[:, None]}
     if "high_res_pixel_values" in parameters:  # each image in two sizes
@@ -265,6 +267,8 @@ def _with_placeholders(
     device = next(model.parameters()).device
     features = features_of(**{key: value.to(device) for key, value in keywords.items() if key != "input_ids"})
     pooled = getattr(features, "pooler_output", None)
+    if pooled is None and (blocks := getattr(features, "deepstack_features", None)):
+        pooled = blocks[0][1]  # features for several blocks, as many for each
     features = getattr(features, "last_hidden_state", features) if pooled is None else pooled
     features = torch.cat(tuple(features)) if isinstance(features, (list, tuple)) else features
     count = features.numel() // features.shape[-1] // BATCH

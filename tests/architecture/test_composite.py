@@ -138,6 +138,13 @@ def test_a_linked_axis_that_is_not_named_follows(recipes):
         plan(recipes, {"text.a": 3, "text.e": 2})
 
 
+def test_powers_of_a_parts_depth_are_its_own():
+    recipe = load_recipe("llava", {"text_config": {"model_type": "deepseek_v3"}})  # scale_depth | #layers^0.5
+    (rule,) = (rule for rule in recipe.config if rule.key == "text_config.scale_depth")
+    _, (power,) = rule.choices[0].value
+    assert power.axis in {depth.name for depth in recipe.depths}
+
+
 def test_conditions_and_definitions_are_local_to_a_part(recipes):
     recipe = load_recipe(recipes / "outer.yaml", CONFIG)
     rule = next(rule for rule in recipe.tensors if rule.text.value == "{text}w.{text.e}")
