@@ -445,7 +445,7 @@ INKLING2.pop("intermediate_size")  # another name of moe_intermediate_size
 # Shapes that few people train, whose proofs are slow ones.
 RARE = frozenset(
     {
-        *("Mistral4-tied", "Mistral4-untied"),
+        *("Mistral4-tied", "Mistral4-untied", "Zamba2-biases", "Qwen3Next-biases"),
         *("MiMoV2Flash-tied", "MiniMax-tied", "RecurrentGemma-tied", "BitNet-tied", "DiffLlama-tied", "JetMoe-tied"),
         *("Beam-tied", "Doge-tied", "OpenAIGPT-tied", "Rwkv-untied", "RemBert-untied"),
         "Qwen4ExpText-tied",
@@ -615,6 +615,12 @@ MODELS: dict[str, tuple[str, str, dict[str, Any]]] = {
         for name, settings in (("Zamba", ZAMBA), ("Zamba2", ZAMBA2), ("Zaya", ZAYA))
         for tied in (True, False)
     },
+    "Zamba2-biases": ("Zamba2ForCausalLM", "Zamba2Config", {**ZAMBA2, "add_bias_linear": True}),
+    "Qwen3Next-biases": (
+        "Qwen3NextForCausalLM",
+        "Qwen3NextConfig",
+        {**SIZES, **DELTA, **MIXTURE, "attention_bias": True},
+    ),
     "HrmText-untied": (
         "HrmTextForCausalLM",
         "HrmTextConfig",

@@ -38,6 +38,7 @@ T5 = {
     "vocab_size": 50,
     "decoder_start_token_id": 0,
 }
+CROSSED = {"is_decoder": True, "add_cross_attention": True}
 VIT = {
     "hidden_size": 32,
     "num_hidden_layers": 2,
@@ -209,6 +210,17 @@ ENCODERS: dict[str, tuple[str, str, dict[str, Any]]] = {
         "NllbMoeConfig",
         {**BART, "num_experts": 4, "encoder_sparse_step": 2, "decoder_sparse_step": 2},
     ),
+    "DebertaV2-projected": (
+        "DebertaV2ForMaskedLM",
+        "DebertaV2Config",
+        {**ENCODER, "relative_attention": True, "pos_att_type": ["p2c", "c2p"], "embedding_size": 16},
+    ),
+    "Deberta-stated": ("DebertaForMaskedLM", "DebertaConfig", {**ENCODER, "embedding_size": 32}),
+    **{
+        f"{name}-crossed": (f"{name}ForCausalLM", f"{name}Config", {**ENCODER, **CROSSED})
+        for name in ("Roberta", "Electra")
+    },
+    "Bert-crossed": ("BertLMHeadModel", "BertConfig", {**ENCODER, **CROSSED}),
     "BertGeneration": ("BertGenerationDecoder", "BertGenerationConfig", {**ENCODER, "is_decoder": True}),
 }
 
@@ -219,6 +231,7 @@ RARE = frozenset(
         *("Nystromformer-tied", "Yoso-tied", "Tapas-tied", "Luke-tied", "IBert-tied", "ConvBert-tied", "Flaubert-tied"),
         *("T5Gemma-tied", "T5Gemma-untied", "T5Gemma2-tied", "FSMT-untied", "NllbMoe-tied"),
         *("FNet-pretraining", "Funnel-tied"),
+        *("DebertaV2-projected", "Deberta-stated", "Roberta-crossed", "Electra-crossed", "Bert-crossed"),
         *("Ultrabert-untied", "Albert-pretraining", "Esm-absolute", "Esmc-untied"),
     }
 )

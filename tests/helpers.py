@@ -245,6 +245,8 @@ MODELS: dict[str, tuple[str, str, dict[str, Any]]] = {
     "GPT2-tied": ("GPT2LMHeadModel", "GPT2Config", {**GPT2, "n_inner": 40}),
     "GPTBigCode-multi": ("GPTBigCodeForCausalLM", "GPTBigCodeConfig", {**GPT2, "multi_query": True}),
     "GPTBigCode-heads": ("GPTBigCodeForCausalLM", "GPTBigCodeConfig", {**GPT2, "multi_query": False}),
+    "GPT2-heads": ("GPT2DoubleHeadsModel", "GPT2Config", {**GPT2, "add_cross_attention": True, "num_labels": 1}),
+    "OPT-projected-classifier": ("OPTForSequenceClassification", "OPTConfig", {**OPT, "word_embed_proj_dim": 16}),
     "OPT-projected": ("OPTForCausalLM", "OPTConfig", {**OPT, "word_embed_proj_dim": 16, "do_layer_norm_before": False}),
     "Falcon-multi": ("FalconForCausalLM", "FalconConfig", {**FALCON, "bias": True}),
     "Falcon-groups": (

@@ -94,6 +94,13 @@ MODELS: dict[str, tuple[str, str, dict[str, Any]]] = {
             "time_stride": 2,
         },
     ),
+    "CLIP-classifier": ("CLIPForImageClassification", "CLIPConfig", CLIP),
+    "Siglip-classifier": (
+        "SiglipForImageClassification",
+        "SiglipConfig",
+        {"text_config": {**TEXT, "projection_size": 24}, "vision_config": VISION},
+    ),
+    "Swin-masked": ("SwinForMaskedImageModeling", "SwinConfig", {**SWIN, "encoder_stride": 8}),
     "MetaClip2-both": ("MetaClip2Model", "MetaClip2Config", CLIP),
     "ChineseCLIP-both": ("ChineseCLIPModel", "ChineseCLIPConfig", CLIP),
     "CLIPSeg-masks": (

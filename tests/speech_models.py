@@ -157,6 +157,16 @@ MODELS: dict[str, tuple[str, str, dict[str, Any]]] = {
             "input_channels": 1,
         },
     ),
+    "Whisper-classifier": (
+        "WhisperForAudioClassification",
+        "WhisperConfig",
+        {**WHISPER, "classifier_proj_size": 12, "use_weighted_layer_sum": True, "num_hidden_layers": 2},
+    ),
+    "Wav2Vec2-adapted": (
+        "Wav2Vec2ForCTC",
+        "Wav2Vec2Config",
+        {**SPEECH, "add_adapter": True, "num_adapter_layers": 1, "output_hidden_size": 20},
+    ),
     "ParakeetRNNT": ("ParakeetForRNNT", "ParakeetRNNTConfig", TRANSDUCER),
 }
 # Cases that the default run leaves out, since another case has the same shape.

@@ -296,7 +296,7 @@ def _images(config: Any, generator: torch.Generator) -> tuple[Tensor, str]:
 
         shape: Any = get_pretrained_cfg_value(config.architecture, "input_size")
         return _random_images(shape, generator)
-    config = getattr(config, "encoder", None) or config
+    config = getattr(config, "encoder", None) or getattr(config, "vision_config", None) or config
     size = _pair(getattr(config, "image_size", None) or _IMAGE)
     frames = getattr(config, "num_frames", None)
     channels = getattr(config, "num_channels", 3)
