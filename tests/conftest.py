@@ -13,7 +13,7 @@ from hypothesis import settings
 
 from helpers import save_model
 from hub_server import TOKEN, HubServer
-from multimodal_models import REQUIRES
+from small_models.multimodal import REQUIRES
 
 os.environ.pop("COLUMNS", None)  # set by the terminal of xdist; tests have no terminal
 # A shell makes background programs ignore SIGINT, and children inherit that; some tests interrupt children.

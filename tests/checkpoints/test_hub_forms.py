@@ -8,8 +8,9 @@ import torch
 import transformers
 from safetensors.torch import load_file, save_file
 
-from helpers import ENCODER, GPT2, NO_HEAD_DIM, T5, randomize
+from helpers import randomize
 from mupscale_cli.tasks.widen import widen
+from small_models.established import ENCODER, GPT2, NO_HEAD_DIM, T5
 
 
 def rewritten(source, folder, change, config=None):

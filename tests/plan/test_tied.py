@@ -8,12 +8,13 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from cli_runner import run
-from helpers import T5, randomize
+from helpers import randomize
 from mupscale_cli.architecture.loading import load_recipe
 from mupscale_cli.errors import PlanError, RecipeError
 from mupscale_cli.tasks.planning import plan_widening
 from mupscale_cli.tasks.verify import verify
 from mupscale_cli.tasks.widen import widen
+from small_models.established import T5
 from training import save_training
 
 
@@ -121,7 +122,7 @@ def test_the_only_possible_way_is_the_default(tmp_path):
     """OLMo's norms have no parameters to fold into, so a tied readout can only be untied."""
     import transformers
 
-    from helpers import SIZES
+    from small_models.established import SIZES
 
     model = randomize(transformers.OlmoForCausalLM(transformers.OlmoConfig(**SIZES, tie_word_embeddings=True))).eval()
     model.save_pretrained(tmp_path / "narrow")

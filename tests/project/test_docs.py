@@ -16,15 +16,13 @@ import yaml
 from doc_commands import DOCUMENTS, MANUAL, PAGES, ROOT, blocks, differences, lines, shell_lines, spans
 from other_libraries import CONFIGS
 
-import decoders
 import mupscale
 import mupscale_cli
 from cli_runner import commands_of, options_of, run
-from encoder_models import ENCODERS
 from helpers import MODELS, save_mlp
-from multimodal_models import MULTIMODAL
 from mupscale_cli.architecture.loading import matched_values
 from mupscale_cli.cli.pages import KINDS, page_titles
+from small_models import established
 
 TABLE, _, OTHER_TABLES = (ROOT / "recipes" / "README.md").read_text().partition("<!-- end of the table -->")
 OTHER_TABLE = OTHER_TABLES.partition("## Other libraries")[2]
@@ -87,7 +85,8 @@ def rows(table, heading):
 # The table takes long to make. Models added since need no row in it; their own tests have the same limits.
 RECENT = {
     (getattr(transformers, config).model_type, head)
-    for head, config, _ in (*decoders.MODELS.values(), *ENCODERS.values(), *MULTIMODAL.values())
+    for case, (head, config, _) in MODELS.items()
+    if case not in established.MODELS
 }
 
 

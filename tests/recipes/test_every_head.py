@@ -6,9 +6,9 @@ import pytest
 import transformers
 from transformers.models.auto import modeling_auto
 
-import decoders
 from helpers import MODELS, randomize
 from mupscale_cli.tasks.widen import widen
+from small_models import decoders
 
 TASKS = (
     *("MODEL", "MODEL_FOR_SEQUENCE_CLASSIFICATION", "MODEL_FOR_TOKEN_CLASSIFICATION", "MODEL_FOR_QUESTION_ANSWERING"),

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from typing import Any
 
-from encoder_models import BART, VIT
+from small_models.encoders import BART, VIT
+from small_models.sizes import VISION
 
 TEXT = {
     "hidden_size": 32,
@@ -13,14 +14,6 @@ TEXT = {
     "intermediate_size": 40,
     "vocab_size": 50,
     "max_position_embeddings": 32,
-}
-VISION = {
-    "hidden_size": 24,
-    "num_hidden_layers": 2,
-    "num_attention_heads": 4,
-    "intermediate_size": 36,
-    "image_size": 32,
-    "patch_size": 8,
 }
 CLIP = {"text_config": {**TEXT, "eos_token_id": 49}, "vision_config": VISION, "projection_dim": 16}
 ANY_ASPECT = {**{key: VISION[key] for key in VISION if key != "image_size"}, "num_patches": 16}

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from encoder_models import BART, SPEECH
+from small_models.encoders import BART, SPEECH
 
 LAYER = {**SPEECH, "feat_extract_norm": "layer", "do_stable_layer_norm": True, "conv_bias": True}
 CONFORMER = {**SPEECH, "conv_depthwise_kernel_size": 5}

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from typing import Any
 
-import decoders
-from encoder_models import BART, T5
+from small_models import decoders
+from small_models.encoders import BART, T5
 
 TEXT = {
     "hidden_size": 48,

@@ -4,28 +4,10 @@ from __future__ import annotations
 
 from typing import Any
 
-from image_text_models import IMAGE_TEXT
+from small_models import decoders
+from small_models.image_text import IMAGE_TEXT
+from small_models.sizes import TEXT, VISION
 
-import decoders
-
-TEXT = {
-    "hidden_size": 48,
-    "num_hidden_layers": 2,
-    "num_attention_heads": 4,
-    "num_key_value_heads": 2,
-    "intermediate_size": 40,
-    "vocab_size": 50,
-    "head_dim": 8,
-    "pad_token_id": 0,
-}
-VISION = {
-    "hidden_size": 24,
-    "num_hidden_layers": 2,
-    "num_attention_heads": 4,
-    "intermediate_size": 36,
-    "image_size": 32,
-    "patch_size": 8,
-}
 SIGLIP = {**VISION, "model_type": "siglip_vision_model", "vision_use_head": False}
 
 NO_HEAD_DIM = {key: value for key, value in TEXT.items() if key != "head_dim"}

@@ -4,17 +4,9 @@ from __future__ import annotations
 
 from typing import Any
 
+from small_models.sizes import TEXT as SIZES
+
 # Some configs require hidden_size to be a multiple of the number of heads despite head_dim.
-SIZES = {
-    "hidden_size": 48,
-    "num_hidden_layers": 2,
-    "num_attention_heads": 4,
-    "num_key_value_heads": 2,
-    "intermediate_size": 40,
-    "vocab_size": 50,
-    "head_dim": 8,
-    "pad_token_id": 0,
-}
 DERIVED_HEADS = {key: value for key, value in SIZES.items() if key != "head_dim"}
 EXPERTS = {"moe_intermediate_size": 12, "num_experts_per_tok": 2}
 ROUTED = {**EXPERTS, "n_routed_experts": 4, "n_shared_experts": 2, "n_group": 2, "topk_group": 1}
