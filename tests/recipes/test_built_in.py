@@ -4,11 +4,12 @@ from pathlib import Path
 
 import pytest
 import torch
+import transformers
 
 import mupscale_cli
 from helpers import MLP_MODULE, MODELS, build, save_mlp
 from mupscale_cli.architecture.loading import matched_values
-from mupscale_cli.errors import ConfigError, SizeError
+from mupscale_cli.errors import ConfigError, RecipeError, SizeError
 from mupscale_cli.plan.names import ParameterNames
 from mupscale_cli.tasks.check import check_model
 from mupscale_cli.tasks.planning import plan_widening
@@ -116,10 +117,20 @@ def test_settings_of_mpt_that_depend_on_sizes_are_refused(setting, reason, saved
         plan_widening(saved("Mpt-tied"), factor=2, settings=setting)
 
 
+@pytest.mark.parametrize(
+    ("case", "heads"),
+    [("Swinv2-classifier", {"num_heads": [2, 2]}), ("Segformer-classifier", {"num_attention_heads": [1, 4]})],
+)
+def test_stages_with_heads_of_other_sizes_are_refused(case, heads, tmp_path):
+    model_class, config_class, settings = MODELS[case]
+    model = getattr(transformers, model_class)(getattr(transformers, config_class)(**{**settings, **heads}))
+    model.save_pretrained(tmp_path)
+    with pytest.raises(RecipeError, match="heads_of_one_size"):
+        plan_widening(tmp_path, factor=2)
+
+
 def test_every_transformers_recipe_has_a_test_model():
     """Model types that transformers does not have are exempt, and one whose class cannot run in transformers 5.24."""
-    import transformers
-
     tried = {getattr(transformers, config).model_type for _, config, _ in MODELS.values()}
     recipes = matched_values()
     tried_recipes = {name for model_type in tried for name in recipes.get(model_type, ())}
