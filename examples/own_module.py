@@ -42,6 +42,8 @@ def mupscale(*words):
 
 
 if __name__ == "__main__":
+    if len(sys.argv) != 2 or not Path(sys.argv[1]).is_dir():
+        sys.exit("usage: python own_module.py FOLDER, where FOLDER exists")
     folder = Path(sys.argv[1])
     net = build(config)
     optimizer = torch.optim.Adam(net.parameters(), lr=1e-2)

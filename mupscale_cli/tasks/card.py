@@ -66,9 +66,9 @@ def _origin(record: Record, name: str) -> str:
     if "repo" in source:
         base = f"[`{source['repo']}`](https://huggingface.co/{source['repo']}) (commit `{source['revision']}`)"
     else:
-        base = "a checkpoint that `mupscale.json` identifies by its digests"
+        base = "the checkpoint whose digests `mupscale.json` lists"
     version = record["mupscale_version"]
-    return f"`{name}` is {base}, widened by mupscale {version} without any training."
+    return f"`{name}` was widened by mupscale {version}, without training, from {base}."
 
 
 def _purpose(record: Record) -> str:

@@ -279,7 +279,7 @@ def parse_factor(text: str, option: str = "--factor") -> int | Fraction:
         factor = None
     if factor is None:
         raise PlanError(
-            f"`{option}` is `{shortened(text, 40)}`, expected a number of at least 1",
+            f"`{option}` is `{shortened(text, 40)}`, expected a number from 1 to {MAX_FACTOR}",
             hint=f"for instance `{option} 2` or `{option} 1.5`",
         )
     return factor.numerator if factor.denominator == 1 else factor

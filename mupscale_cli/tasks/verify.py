@@ -27,6 +27,7 @@ from mupscale_cli.tasks.options import called_with
 from mupscale_cli.tasks.recorded import OTHER_SOURCE, RecordedWidening, replan_widening
 from mupscale_cli.verification.comparing import verify_checkpoints
 from mupscale_cli.verification.config import check_config
+from mupscale_cli.verification.early import require_startable
 from mupscale_cli.verification.files import check_files
 from mupscale_cli.verification.options import VerifyOptions
 from mupscale_cli.verification.result import FilesCheck, TensorsCheck, TrainingVerification, Verification
@@ -80,6 +81,7 @@ def verify(wide: str | Path | RecordedWidening, call: VerifyCall) -> Verificatio
         >>> verify("tiny-x4", dtype="float64").agrees  # doctest: +SKIP
         True
     """
+    require_startable(call)
     parts = call.parts
     widening = wide
     if not isinstance(widening, RecordedWidening):
@@ -124,7 +126,7 @@ def _run_models(widening: RecordedWidening, found: Verification, call: VerifyCal
     except MupscaleError as error:
         if call.parts == ("function",):
             raise
-        return replace(found, skipped={"function": f"{error.message}; {error.hint}" if error.hint else error.message})
+        return replace(found, skipped={"function": error.message}, hint=error.hint)
 
 
 def _train(widening: RecordedWidening, call: VerifyCall) -> TrainingVerification:

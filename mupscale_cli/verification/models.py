@@ -368,8 +368,8 @@ def _class_by_names(transformers: Any, config: dict[str, Any], names: frozenset[
     """
     if config.get("model_type") is None:
         raise CannotVerify(
-            "config.json names neither a class in `architectures` nor a `model_type`, so that transformers cannot "
-            "build its model; add one of them, or give your own model with `--model module.py:build`"
+            "config.json does not say which class builds this model",
+            hint="add `--model FILE:FUNCTION`, or a class of transformers as `architectures`",
         )
     try:
         built = transformers.AutoConfig.for_model(**config)

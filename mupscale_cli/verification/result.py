@@ -355,6 +355,7 @@ class Verification:
         config: comparison of config.json with the planned one.
         files: comparison of all other files.
         skipped: parts that were requested and could not be compared, and why.
+        hint: what makes the comparison of those parts possible, if that is known.
     """
 
     function: FunctionCheck | None = None
@@ -363,6 +364,7 @@ class Verification:
     config: ConfigCheck | None = None
     files: FilesCheck | None = None
     skipped: Mapping[str, str] = field(default_factory=dict)
+    hint: str | None = None
 
     @property
     def agrees(self) -> bool:
@@ -377,7 +379,8 @@ class Verification:
             return None
         reasons = "; ".join(f"{part}: {reason}" for part, reason in self.skipped.items())
         rest = " ".join(f"--only {part}" for part in PARTS if part not in self.skipped)
-        return CannotVerify(f"not everything could be verified: {reasons}", hint=f"`{rest}` leaves that out")
+        hint = "; ".join(filter(None, (self.hint, f"`{rest}` skips the comparison")))
+        return CannotVerify(f"not everything could be verified: {reasons}", hint=hint)
 
     def as_record(self) -> recorded.Verification:
         """Return the object that mupscale.json contains."""

@@ -209,7 +209,7 @@ def listing(folder):
 
 def test_factors_have_a_limit(narrow):
     assert "from 1 to 4096" in refused("widen", narrow, "--factor", 10**9)
-    assert "expected a number of at least 1" in refused("widen", narrow, "--factor", "9" * 4000)
+    assert "expected a number from 1 to 4096" in refused("widen", narrow, "--factor", "9" * 4000)
 
 
 # Recipes --------------------------------------------------------------------------------------

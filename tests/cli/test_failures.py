@@ -60,6 +60,24 @@ running._run_widen = interrupting
     assert [step["status"] for step in json.loads(again.stdout)["steps"]] == ["skipped", "done"]
 
 
+@pytest.mark.parametrize(
+    ("words", "message", "hint"),
+    [
+        (["x", "2"], "`2` is not expected here", "did you mean `--factor 2`?"),
+        (["x", "--axis", "ffn", "2"], "`2` is not expected here", "did you mean `--axis ffn=2`?"),
+        (["x", "y"], "`y` is not expected here", "`mupscale widen --help`"),
+        (["x", "--noise", "lots"], "`--noise` is `lots`, expected a number such as 0.1", "`mupscale widen --help`"),
+        (["x", "--layers", "many"], "`--layers` is `many`, expected a whole number", "`mupscale widen --help`"),
+        (["x", "--factor"], "option '--factor' requires an argument", "`mupscale widen --help`"),
+        (["x", "--color"], "expected auto, always or never", "`mupscale widen --help`"),
+    ],
+)
+def test_usage_errors_say_what_was_meant(words, message, hint):
+    document = json.loads(run("widen", "--json", *words).out)
+    assert message in document["message"]
+    assert hint in document["hint"]
+
+
 def test_usage_error_is_a_document_with_typers_message():
     result = run("widen", "x", "--fctor", "2", "--json")
     assert result.code == 2

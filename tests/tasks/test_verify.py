@@ -206,7 +206,11 @@ def test_a_missing_reference_model_is_reported(mlp_pair):
     assert "--model" in found.incomplete.message
     result = run("verify", str(mlp_pair[0]))
     assert result.code == 2
-    assert "`--only weights --only config --only files` leaves that out" in result.err
+    assert "`--only weights --only config --only files` skips the comparison" in result.err
+    result = run("verify", str(mlp_pair[0]), "--model", "nowhere.py:build")
+    assert result.code == 2
+    assert "nowhere.py" in result.err
+    assert "--only" not in result.err
     assert run("verify", str(mlp_pair[0]), "--only", "weights", "--only", "config", "--only", "files").code == 0
 
 
