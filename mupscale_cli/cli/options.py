@@ -33,7 +33,7 @@ Checkpoint = Annotated[
     str,
     typer.Argument(
         metavar="CHECKPOINT",
-        help="A file of safetensors or torch.save, a folder of a model or of a trainer, or a model on the Hub "
+        help="A safetensors or torch.save file, a folder of a model or of a trainer, or a model on the Hub "
         "(org/name or org/name@revision).",
         autocompletion=complete_checkpoint,
     ),
@@ -154,8 +154,8 @@ Fresh = Annotated[
     str | None,
     unit_option(
         metavar="|".join(FRESH),
-        help="Weights of fresh units that cannot change the function, if a size is no multiple: initial ones, so that "
-        "the new width learns at once, or zeros, so that training stays the same too (except for streams under "
+        help="Weights of fresh units that cannot change the function, if a size is not a multiple: initial ones, so "
+        "that the new width learns at once, or zeros, so that training stays the same too (except for streams under "
         "LayerNorm). Default: init.",
     ),
 ]

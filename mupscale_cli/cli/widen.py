@@ -67,7 +67,7 @@ def widen(
     out: Annotated[
         Path | None,
         options.output_option(
-            "--output", "-o", metavar="PATH", help="Output path. Default: NAME-x4 next to the input."
+            "--output", "-o", metavar="PATH", help="Output path. Default: NAME-xK next to the input."
         ),
     ] = None,
     dry_run: Annotated[bool, options.output_option("--dry-run", help="Show the plan. Writes nothing.")] = False,
