@@ -133,7 +133,7 @@ def text_of(table: Table, rows: Sequence[str]) -> str:
     numbers = (f"{name} {importlib.import_module(name).__version__}" for name in table.libraries)
     versions = f"{', '.join(numbers)}, torch {torch.__version__.partition('+')[0]}"
     lines = [f"| {' | '.join(heads)} |", f"|{'---|' * len(heads)}", *sorted(set(rows), key=str.lower)]
-    heading = f"{len(table.cases)} models (equal rows once), {versions}, all below {EXACT:.0e}:"
+    heading = f"{len(set(rows))} kinds of models (equal rows once), {versions}, all below {EXACT:.0e}:"
     return f"{heading}\n\n" + "\n".join(lines) + "\n"
 
 
