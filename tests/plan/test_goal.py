@@ -57,6 +57,7 @@ def test_the_sizes_of_a_target_are_those_of_its_own_plan(source, target):
 
 @pytest.mark.parametrize(("source", "chosen"), [("Mixtral-8x7B", 4), ("Qwen3-30B-A3B", 16)])
 def test_more_experts_are_chosen_for_each_token(source, chosen):
+    """The loss that balances them, whose factor they are, keeps its size."""
     key = "num_local_experts"
     plan, config = narrow(source)
     goal = Goal("more experts", {**config, key: 2 * config[key]})
@@ -64,6 +65,7 @@ def test_more_experts_are_chosen_for_each_token(source, chosen):
     assert {row.key: (row.after, row.fate) for row in goal.compare(config, wide.config).keys} == {
         key: (2 * config[key], "grown"),
         "num_experts_per_tok": (chosen, "adapted"),
+        "router_aux_loss_coef": (0.0005, "adapted"),
     }
 
 
