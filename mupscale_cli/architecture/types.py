@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import itertools
 import re
 from collections import defaultdict
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
@@ -13,7 +14,7 @@ from typing import Generic, Literal, TypeVar
 from mupscale_cli.architecture.document import Text
 from mupscale_cli.architecture.expressions import Expression, names_in
 from mupscale_cli.architecture.layouts import Layout, Power
-from mupscale_cli.architecture.patterns import Pattern
+from mupscale_cli.architecture.patterns import Pattern, Prefix
 from mupscale_cli.architecture.units import Template, units_in
 
 T = TypeVar("T")
@@ -331,11 +332,16 @@ class Recipe:
         return self._patterns(rule for rule in self.parameters if rule.dims is not None)
 
     def _patterns(self, rules: Iterable[ParameterRule]) -> tuple[_ParameterPattern, ...]:
-        """Compile patterns, those with the fewest wildcards first, since they win."""
+        """Compile patterns, those with the fewest wildcards and the longest prefixes first, since they win."""
+
+        def width(pair: tuple[ParameterRule, Mapping[str, str]]) -> tuple[int, int]:
+            rule, prefixes = pair
+            words = (part.word for part in rule.pattern.parts if isinstance(part, Prefix))
+            return rule.pattern.num_wildcards, -sum(len(prefixes[word]) for word in words)
+
         return tuple(
             (rule, rule.pattern.regex(prefixes), rule.template.format_map(_PartialValues(prefixes)))
-            for rule in sorted(rules, key=lambda rule: rule.pattern.num_wildcards)
-            for prefixes in self.prefixes
+            for rule, prefixes in sorted(itertools.product(tuple(rules), self.prefixes), key=width)
         )
 
     @cached_property
