@@ -182,7 +182,7 @@ def _image_inputs(model: Any, config: Any, generator: torch.Generator) -> dict[s
 
 
 def _encoder_inputs(config: Any, reads: Mapping[str, Any], dtype: torch.dtype, generator: torch.Generator) -> Inputs:
-    """Make images for an image encoder alone that takes any resolution; its first argument are the patches."""
+    """Make images for an image encoder alone that takes any resolution; its first argument is the patches."""
     patches, grids, merges = _patches_on_grids(config, dtype, generator)
     values = {next(iter(reads)): patches, "grid_thw": grids, "merge_sizes": merges}
     return Inputs((), {name: values[name] for name in values if name in reads}, f"{BATCH} random images as patches")
