@@ -104,7 +104,7 @@ def _open(path: Path) -> logging.FileHandler:
                 if (start := file.read(64)) and not _LINE.match(start):
                     raise OutputError(
                         f"`{path}` is not a log file of mupscale, and `--log-file` appends to it",
-                        hint="pass another path, or remove the file",
+                        hint="pass another path",
                     )
         handler = _LogFile(path, encoding="utf-8", errors="backslashreplace")
     except OSError as error:
