@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections import Counter
 from collections.abc import Callable, Collection, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
@@ -28,12 +29,14 @@ class Trace:
 
     Attributes:
         outputs: the outputs of every call of each module.
+        executions: how often each module ran in one pass of the model, at most; layers that are shared run repeatedly.
         last: the module that ran last; its output reaches the model's.
         comparisons: the largest difference of each module's outputs from those that it should have returned; empty if
             they were only recorded.
     """
 
     outputs: dict[str, list[Tensor]] = field(default_factory=dict)
+    executions: dict[str, int] = field(default_factory=dict)
     last: str | None = None
     comparisons: dict[str, Comparison] = field(default_factory=dict)
 
@@ -42,12 +45,34 @@ class Trace:
 def recording(model: nn.Module, names: Collection[str]) -> Iterator[Trace]:
     """Record the outputs of every named module while the model runs."""
     trace = Trace()
+    this_pass: Counter[str] = Counter()
 
     def record(name: str, output: Tensor) -> None:
         trace.outputs.setdefault(name, []).append(output.detach().to("cpu", copy=True))
         trace.last = name
+        this_pass[name] += 1
+        trace.executions[name] = max(this_pass[name], trace.executions.get(name, 0))
 
-    with _watching(model, names, record):
+    start = model.register_forward_pre_hook(lambda _module, _inputs: this_pass.clear())
+    try:
+        with _watching(model, names, record):
+            yield trace
+    finally:
+        start.remove()
+
+
+@contextmanager
+def disturbing(model: nn.Module, names: Collection[str], disturb: Callable[[Tensor], Tensor]) -> Iterator[Trace]:
+    """Change the output of every named module before the next one uses it, and record it, while the model runs."""
+    trace = Trace()
+
+    def change_output(name: str, output: Tensor) -> Tensor:
+        changed = disturb(output.detach().cpu())
+        trace.outputs.setdefault(name, []).append(changed)
+        trace.last = name
+        return changed.to(output.device)
+
+    with _watching(model, names, change_output):
         yield trace
 
 

@@ -32,12 +32,24 @@ from mupscale_cli.verification.models import Coverage, can_stream, coverage
 from mupscale_cli.verification.options import VerifyOptions
 from mupscale_cli.verification.placement import Placement, choose_placement, free_unused
 from mupscale_cli.verification.planned import narrow_tensors, restore_means
-from mupscale_cli.verification.precision import deciding_type, module_tolerance, noise_tolerance, tolerance
+from mupscale_cli.verification.precision import (
+    deciding_type,
+    measured_tolerance,
+    module_tolerance,
+    noise_tolerance,
+    tolerance,
+)
 from mupscale_cli.verification.progress import count_weights
 from mupscale_cli.verification.reach import Run, further_runs, is_affordable
 from mupscale_cli.verification.result import CannotVerify, Comparison, FunctionCheck, compare
 from mupscale_cli.verification.running import Outputs, RunSettings, num_passes, run
-from mupscale_cli.verification.sensitivity import changes, hidden_matrices, hidden_mistakes, neighbors
+from mupscale_cli.verification.sensitivity import (
+    accumulated_response,
+    changes,
+    hidden_matrices,
+    hidden_mistakes,
+    neighbors,
+)
 from mupscale_cli.verification.streamed import ChangesWeightError
 from mupscale_cli.verification.weights import unperturbed_checkpoint, without_noise
 
@@ -121,13 +133,16 @@ def _compare(
                 free_unused(placement.device)
             return compared
 
-        verification = compare_with(wide, _allowed(plan, dtype, observed.response, has_noise=True))
+        verification = compare_with(wide, _allowed(plan, dtype, observed, has_noise=True))
         verification = replace(verification, keeps_function=plan.keeps_function)
         if plan.perturbation is not None and plan.is_exact:
             with unperturbed_checkpoint(narrow, plan, scratch_parent or wide.path.parent) as checkpoint:
-                allowed = _allowed(plan, dtype, observed.response, has_noise=False)
+                allowed = _allowed(plan, dtype, observed, has_noise=False)
                 unperturbed = compare_with(checkpoint, allowed, "wide model without noise")
             verification = replace(verification, unperturbed=unperturbed)
+        if _may_be_sensitive(verification) or _may_be_sensitive(verification.unperturbed):
+            sensitivity = _measure(load_model(narrow, placement), observed, plan, placement, options.seed, events)
+            verification = _judge(verification, sensitivity, plan, dtype)
     if verification.agrees:
         _refuse_large_tolerance(verification, plan, dtype, observed)
     return verification
@@ -150,16 +165,19 @@ class _Allowed:
     is_of_noise: bool
 
 
-def _allowed(plan: Plan, dtype: torch.dtype, response: Comparison | None, *, has_noise: bool) -> _Allowed:
+def _allowed(plan: Plan, dtype: torch.dtype, observed: _Observed, *, has_noise: bool) -> _Allowed:
     """Return what rounding may change in the wide model, with its noise or without it.
 
     In float64, differences may add up: the sum of all that rounding explains is far below what a mistake makes. In a
     lower type it is not, so each module is compared by itself. So are weights whose noise was rounded to a lower type.
     """
+    response = observed.response
     noise_cancels = has_noise and plan.perturbation is not None and plan.keeps_function
     changes_function = has_noise and not plan.keeps_function  # nothing is claimed; it is shown how much adds up
     if response is None or changes_function or (dtype == torch.float64 and not noise_cancels):
-        return _Allowed(*tolerance(plan, dtype), module_by_module=False, is_of_noise=changes_function)
+        ran = observed.outputs.modules.executions
+        executions = {module.weight.source.name: ran.get(name, 1) for name, module in observed.modules.items()}
+        return _Allowed(*tolerance(plan, dtype, executions), module_by_module=False, is_of_noise=changes_function)
     allowed = noise_tolerance if noise_cancels else module_tolerance
     return _Allowed(*allowed(plan, dtype, response), module_by_module=True, is_of_noise=noise_cancels)
 
@@ -187,6 +205,9 @@ class _Observed:
     means: Mapping[str, tuple[TensorPlan, Tensor]]
     response: Comparison | None
     mistake: Comparison
+
+
+_ANY_MODULE = Comparison("every module", 0.5, 0.5)  # what a factor of 2 changes where the module's output is compared
 
 
 def _observe_narrow(
@@ -218,13 +239,58 @@ def _observe_narrow(
         outputs = run(model, settings, placement, outputs.tokens)
         main = next(iter(exact))
         rounding = compare(main, exact[main], outputs.logits[main])
-    response, mistake = None, Comparison("every module", 0.5, 0.5)  # of a weight whose module is compared
+    response, mistake = None, _ANY_MODULE
     if module_by_module:
         hidden = hidden_matrices(model, outputs)
         events.phase("measuring rounding", (1 + len(hidden)) * pass_bytes)
         response = max(changes(model, settings, placement, outputs, neighbors(seed)), key=_max_rel)
         mistake = min((mistake, *hidden_mistakes(model, settings, placement, outputs, hidden)), key=_max_rel)
     return _Observed(settings, modules, outputs, exact, rounding, means, response, mistake)
+
+
+def _may_be_sensitive(found: FunctionCheck | None) -> bool:
+    """Tell whether models differ by more than rounding explains unless modules enlarge differences."""
+    return found is not None and found.keeps_function and not found.module_by_module and not found.is_equal
+
+
+@dataclass(frozen=True)
+class _Sensitivity:
+    """How differences of one rounding add up in the narrow model.
+
+    Attributes:
+        response: the largest change of an output if one rounding changes the output of every module.
+        mistake: the smallest change of an output by a forgotten factor of 2 in one of the weights.
+    """
+
+    response: Comparison
+    mistake: Comparison
+
+
+def _measure(
+    model: nn.Module, narrow: _Observed, plan: Plan, placement: Placement, seed: int, events: Events
+) -> _Sensitivity:
+    """Measure a narrow model that was loaded again, on all inputs that were compared."""
+    settings, before = narrow.settings, narrow.outputs
+    if plan.rounded and plan.is_exact:
+        round_scaled_tensors(model, plan)
+    hidden = hidden_matrices(model, before)
+    passes = (1 + len(hidden)) * num_passes(model, settings)
+    events.phase("measuring rounding", passes * count_weights(model, events.advance))
+    found = accumulated_response(model, settings, placement, before, neighbors(seed))
+    mistakes = hidden_mistakes(model, settings, placement, before, hidden)
+    return _Sensitivity(found, min((_ANY_MODULE, *mistakes), key=_max_rel))
+
+
+def _judge(found: FunctionCheck, sensitivity: _Sensitivity, plan: Plan, dtype: torch.dtype) -> FunctionCheck:
+    """Compare again with what rounding may change as measured, if a mistake changes more than that."""
+    allowed, reason = measured_tolerance(plan, dtype, sensitivity.response)
+    unperturbed = found.unperturbed and _judge(found.unperturbed, sensitivity, plan, dtype)
+    found = replace(found, unperturbed=unperturbed)
+    if not _may_be_sensitive(found) or not allowed <= sensitivity.mistake.max_rel / 2:
+        return found
+    first = next((c for c in found.modules if not c.max_rel <= allowed), None)
+    judged = replace(found, tolerance=allowed, tolerance_reason=reason, first_difference=first)
+    return judged if judged.is_equal else found
 
 
 def _sources_of_means(plan: Plan, narrow: nn.Module) -> Iterator[tuple[str, tuple[TensorPlan, Tensor]]]:

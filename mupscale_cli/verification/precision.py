@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
 
@@ -77,21 +77,23 @@ def rounding_factor(plan: Plan, dtype: torch.dtype) -> tuple[float, str]:
     return _LAMBDA * math.sqrt(length), f"8 sqrt(n), n = {length}"
 
 
-def tolerance(plan: Plan, dtype: torch.dtype) -> tuple[float, str]:
-    """Return the largest relative difference that rounding can explain.
+def tolerance(plan: Plan, dtype: torch.dtype, executions: Mapping[str, int] | None = None) -> tuple[float, str]:
+    """Return the largest relative difference that rounding can explain if no module enlarges what it is given.
 
     Both models compute the same sums in a different order. To first order, the errors of L consecutive products add
-    up, at worst linearly.
+    up, at worst linearly. A product counts as often as it is computed: the layers of some models run repeatedly.
 
     Args:
         plan: provides the number and the length of the sums.
         dtype: type in which the models run.
+        executions: by name of a stored tensor, how often its product is computed in a pass. Default: once.
 
     Returns:
         The tolerance (dimensionless) and a line that explains it.
     """
     factor, formula = rounding_factor(plan, dtype)
-    depth = max(1, len(_products(plan)))
+    counts = executions or {}
+    depth = max(1, sum(max(1, counts.get(tensor.source.name, 1)) for tensor in _products(plan)))
     compute_type = dtype_of(dtype)
     unit, name = compute_type.unit_roundoff, compute_type.torch_name
     length = formula.rpartition(" ")[2]
@@ -120,6 +122,24 @@ def module_tolerance(plan: Plan, dtype: torch.dtype, response: Comparison) -> tu
         f"{factor:.3g} x {response.max_rel:.1e}: {formula}; one rounding to {name} changes `{response.what}` by that"
     )
     return factor * response.max_rel, reason
+
+
+def measured_tolerance(plan: Plan, dtype: torch.dtype, response: Comparison) -> tuple[float, str]:
+    """Return the largest relative difference that rounding can explain if modules enlarge what they are given.
+
+    Args:
+        plan: provides the length of the sums.
+        dtype: type in which the models run.
+        response: the largest change of an output of the narrow model if one rounding changes the output of every
+            module, and these changes add up.
+
+    Returns:
+        The tolerance (dimensionless) and a line that explains it.
+    """
+    factor, formula = rounding_factor(plan, dtype)
+    name = dtype_of(dtype).torch_name
+    cause = f"one rounding to {name} in every module changes `{response.what}` by that"
+    return factor * response.max_rel, f"{factor:.3g} x {response.max_rel:.1e}: {formula}; {cause}"
 
 
 def noise_tolerance(plan: Plan, dtype: torch.dtype, response: Comparison) -> tuple[float, str]:

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from mupscale_cli.text import starred
-from mupscale_cli.verification.activations import following
+from mupscale_cli.verification.activations import disturbing, following
 from mupscale_cli.verification.placement import Placement
 from mupscale_cli.verification.result import Comparison, compare
 from mupscale_cli.verification.running import Outputs, RunSettings, run
@@ -29,6 +29,29 @@ def changes(
     after = run(model, settings, placement, before.tokens, watched)
     outputs = (compare(what, before.logits[what], value) for what, value in after.logits.items())
     return [*after.modules.comparisons.values(), *outputs]
+
+
+def accumulated_response(
+    model: nn.Module,
+    settings: RunSettings,
+    placement: Placement,
+    before: Outputs,
+    disturb: Callable[[Tensor], Tensor],
+) -> Comparison:
+    """Disturb every output of every module of a narrow model at the same time; return the largest change of an output.
+
+    Changes add up from module to module, and modules may enlarge them.
+    """
+    watched = disturbing(model, before.modules.outputs, disturb)
+    after = run(model, settings, placement, before.tokens, watched)
+    outputs = [compare(what, before.logits[what], value) for what, value in after.logits.items()]
+    outputs += (
+        compare(name, value, changed)
+        for name, values in before.modules.outputs.items()
+        for value, changed in zip(values, after.modules.outputs[name], strict=True)
+        if value.numel()
+    )
+    return max(outputs, key=lambda comparison: comparison.max_rel)
 
 
 def neighbors(seed: int) -> Callable[[Tensor], Tensor]:

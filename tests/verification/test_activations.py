@@ -59,6 +59,16 @@ def test_recording_keeps_the_outputs_of_each_named_module_and_removes_its_hooks(
     assert not trace.outputs
 
 
+def test_recording_counts_how_often_a_module_runs_in_one_pass():
+    layer = nn.Linear(2, 2)
+    model = nn.Sequential(layer, nn.ReLU(), layer, nn.Linear(2, 2))
+    with recording(model, {"0", "3"}) as trace:
+        model(torch.ones(1, 2))
+        model(torch.zeros(1, 2))
+    assert trace.executions == {"0": 2, "3": 1}
+    assert not model._forward_pre_hooks
+
+
 def test_a_model_that_follows_a_path_starts_every_module_from_the_right_values():
     """A wrong module differs, and those after it do not."""
     model = nn.Sequential(nn.Linear(2, 2), nn.Linear(2, 2), nn.Linear(2, 2)).double()

@@ -1,11 +1,17 @@
 """Running a reference model in one type throughout, and bounding its rounding error."""
 
+import shutil
+
 import pytest
 import torch
-from safetensors.torch import save_file
+from safetensors.torch import load_file, save_file
 
+from helpers import MODELS
+from mupscale_cli.checkpoints.reading import open_checkpoint
 from mupscale_cli.tasks.planning import plan_widening
 from mupscale_cli.tasks.widen import widen
+from mupscale_cli.verification.comparing import verify_checkpoints
+from mupscale_cli.verification.options import VerifyOptions
 from mupscale_cli.verification.precision import everything_in, tolerance
 
 
@@ -90,6 +96,57 @@ def test_the_tolerance_grows_with_depth(tmp_path):
     save_file({name: torch.ones(shape) for name, shape in layers.items()}, tmp_path / "deep.safetensors")
     allowed, _ = tolerance(plan_widening(tmp_path / "deep.safetensors", factor=2), torch.float64)
     assert allowed == pytest.approx(8 * 2**-53 * 6 * 16**0.5, rel=1e-12)
+
+
+def test_a_product_counts_as_often_as_it_is_computed(mlp):
+    plan = plan_widening(mlp[0], factor=2)
+    allowed, reason = tolerance(plan, torch.float64, {"2.weight": 4, "4.weight": 0})
+    assert allowed == pytest.approx(8 * 2**-53 * 6 * 16**0.5, rel=1e-12)
+    assert "L = 6" in reason
+
+
+def test_the_layers_of_a_model_that_repeats_them_are_counted(saved, tmp_path):
+    """ALBERT computes the products of its one stored layer in each of its layers."""
+    found = widen(saved("Albert-tied"), tmp_path / "wide", 2, dtype="float64").verification
+    plan = plan_widening(saved("Albert-tied"), factor=2)
+    matrices = [tensor.target for tensor in plan.tensors if len(tensor.target.shape) == 2]
+    repeated = sum("albert_layers" in spec.name for spec in matrices)
+    layers = MODELS["Albert-tied"][2]["num_hidden_layers"]
+    assert repeated
+    assert layers > 1
+    assert f"L = {len(matrices) + (layers - 1) * repeated} " in found.tolerance_reason
+
+
+@pytest.fixture(scope="module")
+def dory(saved, tmp_path_factory):
+    """A model whose blocks enlarge a rounding a hundred times: the source, its widening by 2 and the plan."""
+    wide = tmp_path_factory.mktemp("dory") / "wide"
+    found = widen(saved("Dory-untied"), wide, 2, dtype="float64").verification
+    return found, saved("Dory-untied"), wide, plan_widening(saved("Dory-untied"), factor=2)
+
+
+def test_a_model_that_enlarges_rounding_agrees_by_what_is_measured(dory):
+    """The smaller bound, which assumes that nothing is enlarged, is exceeded."""
+    found, _, _, plan = dory
+    assert found.agrees
+    assert not found.module_by_module
+    assert "one rounding to float64 in every module" in found.tolerance_reason
+    assert tolerance(plan, torch.float64)[0] < found.max_rel < found.tolerance < 1e-10
+
+
+@pytest.mark.parametrize("change", [2.0, 2**0.5, 1 + 1e-6])
+@pytest.mark.parametrize(
+    "name", ["backbone.layers.1.self_attn.v_proj.weight", "backbone.layers.2.mlp.suv_up", "lm_head.weight"]
+)
+def test_a_wrong_model_that_enlarges_rounding_differs(name, change, dory):
+    _, source, wide, plan = dory
+    tensors = load_file(wide / "model.safetensors")
+    damaged = wide.with_name("damaged")
+    shutil.copytree(wide, damaged, dirs_exist_ok=True)
+    save_file({**tensors, name: tensors[name] * change}, damaged / "model.safetensors", metadata={"format": "pt"})
+    found = verify_checkpoints(*map(open_checkpoint, (source, damaged)), plan, VerifyOptions(dtype="float64"))
+    assert not found.agrees
+    assert found.first_difference is not None
 
 
 @pytest.mark.parametrize("dtype", ["float64", "float32", "bfloat16", "float16"])
