@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -27,7 +27,8 @@ from mupscale_cli.infer.architecture import (
     shared_names,
 )
 from mupscale_cli.infer.errors import InferError, TinyError
-from mupscale_cli.infer.proof import prove
+from mupscale_cli.infer.growth import with_words
+from mupscale_cli.infer.proof import header, prove
 from mupscale_cli.infer.search import DEFAULT_BUDGET, Budget, Note
 from mupscale_cli.infer.solving import solve, solve_other_tie, with_derived_sizes
 from mupscale_cli.infer.stages import infer_stages
@@ -285,6 +286,9 @@ def _infer(
         head,
         shared_names(architecture.reusable(architecture.config)) if not head else {},
     ).with_fixed({axis: first.reason(axis) for axis in first.result.unsolved})
-    draft, errors = prove(draft, solutions, version, note)
+    draft, errors = prove(draft, solutions, note)
+    draft, grown = with_words(draft, solutions, note)
+    errors |= grown
+    draft = replace(draft, header=header(draft, errors, version))
     note(f"done in {time.monotonic() - started:.0f} s")
     return InferredRecipe(recipe_text(draft), draft, errors, draft.fixed)

@@ -51,7 +51,7 @@ class Form:
 
 
 def powers_text(powers: Powers) -> str:
-    """Write powers as recipes do: `embed^-0.5 d^-1`."""
+    """Write powers as recipes do: `embed^-0.5 #d^0.5`; `#` is one of the size ratio."""
     return " ".join(f"{axis}^{_number_text(exponent)}" if exponent != 1 else axis for axis, exponent in powers)
 
 
@@ -131,19 +131,18 @@ class Choice:
         form = group.dims[dim].forms[self.forms[dim]]
         for _, index, axis, exponent in (piece for piece in self.pieces if piece[0] == dim):
             pieces = list(form.pieces)
-            if index >= len(pieces) or (axis not in pieces[index].items and axis not in form.prefix):
+            if index >= len(pieces) or axis.removeprefix("#") not in (*pieces[index].items, *form.prefix):
                 continue
             pieces[index] = replace(pieces[index], powers=(*pieces[index].powers, (axis, exponent)))
             form = replace(form, pieces=tuple(pieces))
         return form
 
 
-def layout_text(group: Group, choice: Choice) -> str:
-    """Write a chosen layout in the language of recipes."""
+def layout_text(group: Group, choice: Choice, word: str = "") -> str:
+    """Write a chosen layout in the language of recipes, with a word about its norm at the end."""
     summed = group.contractions[choice.contraction]
     forms = (choice.form(group, dim) for dim in range(len(group.dims)))
     text = ", ".join(form.text(position in summed) for position, form in enumerate(forms))
-    if choice.powers:
-        text += f" | {powers_text(choice.powers)}"
-        text += f" offset {choice.offset}" if choice.offset else ""
-    return text.strip()
+    offset = f"offset {choice.offset}" if choice.offset else ""
+    scale = " ".join(filter(None, (powers_text(choice.powers), offset, word)))
+    return f"{text} | {scale}" if scale else text.strip()

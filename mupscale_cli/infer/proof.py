@@ -23,6 +23,7 @@ from mupscale_cli.infer.solving import Solution
 from mupscale_cli.infer.trials import TOLERANCE, output_error
 from mupscale_cli.infer.write import Draft, recipe_text
 from mupscale_cli.plan import Request, make_plan
+from mupscale_cli.plan.request import Amount
 
 _WIDTH = 115  # of the header's lines
 
@@ -55,8 +56,8 @@ class ProofModel:
         loaded = architecture.fill(architecture.config, tensors)  # as every wide model is
         return cls(architecture, tied, config or {}, tensors, architecture.run(loaded))
 
-    def widen(self, recipe: Recipe, factors: Mapping[str, int]) -> float | str:
-        """Widen by factors of single axes; return the largest relative difference of the outputs, or a problem."""
+    def widen(self, recipe: Recipe, factors: Mapping[str, Amount]) -> float | str:
+        """Widen by factors or sizes of single axes; return the outputs' largest relative difference, or a problem."""
         architecture = self.architecture
         specs = [TensorSpec(name, dtype_of(each.dtype).name, tuple(each.shape)) for name, each in self.tensors.items()]
         try:
@@ -90,17 +91,16 @@ class _Failure:
     problem: str
 
 
-def prove(draft: Draft, solutions: Sequence[Solution], version: str, note: Note) -> tuple[Draft, dict[str, float]]:
+def prove(draft: Draft, solutions: Sequence[Solution], note: Note) -> tuple[Draft, dict[str, float]]:
     """Widen by each axis alone and by all axes together; fix an axis that is not exact and start over.
 
     Args:
         draft: the draft.
         solutions: what it was written from, with tied and untied readouts.
-        version: the library that has the architecture, with its version.
         note: receives progress messages.
 
     Returns:
-        The draft with its header, and the largest relative difference of each widening.
+        The draft, and the largest relative difference of each widening.
 
     Raises:
         InferError: no axis would be left, or the axes conflict and none of them resolves it.
@@ -109,7 +109,7 @@ def prove(draft: Draft, solutions: Sequence[Solution], version: str, note: Note)
     while True:
         errors, failure = _widen_all(draft, models)
         if failure is None:
-            return replace(draft, header=_header(draft, errors, version)), errors
+            return draft, errors
         axis = failure.widening.axis or _conflicting_axis(draft, failure.model, note)
         movable = draft.movable
         if axis not in movable or len(movable) == 1:
@@ -165,7 +165,14 @@ def _with_aliases(draft: Draft, factors: Mapping[str, int]) -> dict[str, int]:
     return {name: factor for name, factor in draft.axes.with_aliases(factors).items() if factor > 1}
 
 
-def _header(draft: Draft, errors: Mapping[str, float], version: str) -> tuple[str, ...]:
+def header(draft: Draft, errors: Mapping[str, float], version: str) -> tuple[str, ...]:
+    """Return lines that say how a draft was verified.
+
+    Args:
+        draft: the draft.
+        errors: the largest relative difference of each widening.
+        version: the library that has the architecture, with its version.
+    """
     worst = max(errors.values(), default=0.0)
     labels = dict.fromkeys(label.rpartition(", ")[2] for label in errors)
     both = " tied and untied," if draft.tied and draft.untied else ""

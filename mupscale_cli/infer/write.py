@@ -15,6 +15,7 @@ from mupscale_cli.infer.axes import Axes
 from mupscale_cli.infer.layouts import Choice, Form, Group, layout_text
 from mupscale_cli.infer.trials import State
 from mupscale_cli.infer.vocabulary import ABOUT, BY_NAME, kind_of, part_of
+from mupscale_cli.infer.words import Words
 
 
 @dataclass(frozen=True)
@@ -53,6 +54,7 @@ class Draft:
         untied: the layouts if it does not; None if that was not tried.
         head: a pattern of the classes that have the readout.
         shares: further names of tensors that the model has under several names, each with the name in the layouts.
+        words: what fresh units and new blocks need.
         header: lines that say how the recipe was verified.
     """
 
@@ -66,6 +68,7 @@ class Draft:
     untied: Variant | None
     head: str = ""
     shares: Mapping[str, str] = field(default_factory=dict)
+    words: Words = Words()
     header: tuple[str, ...] = ()
 
     @property
@@ -148,6 +151,8 @@ def recipe_text(draft: Draft) -> str:
         _section("fixed", fixed),
         _tie(draft),
         _section("linked", links),
+        *_depth(draft),
+        _section("requires", {json.dumps(key): json.dumps(reason) for key, reason in draft.words.requires.items()}),
         _section("config", {key: _quoted(value) for key, value in config.items()}),
         ["tensors:", *_rule_lines(_rules(draft))],
     ]
@@ -175,8 +180,19 @@ def _tie_condition(draft: Draft) -> str:
 
 
 def _axis_line(draft: Draft, name: str) -> str:
-    size = _quoted(draft.axes.sizes[name])
-    return f"  {name}: {{size: {size}, about: {_quoted(ABOUT.get(kind_of(name)) or f'units of {size}')}}}"
+    size, words = _quoted(draft.axes.sizes[name]), draft.words
+    eps = f", eps: {words.eps[name]}" if name in words.eps else ""
+    rotary = f", rotary: {words.rotary[name]}" if name in words.rotary else ""
+    return f"  {name}: {{size: {size}{eps}{rotary}, about: {_quoted(ABOUT.get(kind_of(name)) or f'units of {size}')}}}"
+
+
+def _depth(draft: Draft) -> tuple[list[str], ...]:
+    """Return the sections about the stack of blocks."""
+    stack = draft.words.stack
+    if stack is None:
+        return ()
+    depth = ["depth:", "  layers:", f"    size: {stack.size}", f"    names: {_quoted(stack.names)}", "    about: blocks"]
+    return depth, _section("units", {key: _quoted("[. per layers]") for key in stack.lists})
 
 
 def _quoted(text: str) -> str:
@@ -216,7 +232,9 @@ def _config(draft: Draft, names: Sequence[str]) -> dict[str, str]:
 
 def _defaults(draft: Draft, config: Mapping[str, str], names: Sequence[str]) -> dict[str, Any]:
     """Return the defaults of the keys that the recipe reads; config.json may leave them out."""
-    text = " ".join([*config.values(), *(draft.axes.sizes[name] for name in names)])
+    words = draft.words
+    more = [*words.eps.values(), *([words.stack.size] if words.stack else ())]
+    text = " ".join([*config.values(), *(draft.axes.sizes[name] for name in names), *more])
     keys = dict.fromkeys(re.findall(r"[A-Za-z_][\w.]*", text))
     defaults = {key: draft.defaults[key] for key in keys if draft.defaults.get(key) is not None}
     if draft.tied and draft.untied:
@@ -271,7 +289,7 @@ def _rules(draft: Draft) -> list[Rule]:
             if others:
                 optional.update((group.pattern, *others))
             for pattern in (group.pattern, *others):
-                layouts[pattern][kind] = layout_text(group, cleaned)
+                layouts[pattern][kind] = layout_text(group, draft.words.choice(group, cleaned), draft.words.word(group))
                 comments.setdefault(pattern, _comment(group, cleaned))
     both = draft.tied is not None and draft.untied is not None
     rules = []

@@ -1,0 +1,151 @@
+"""Find the norms of an architecture by experiment: what each one subtracts, what it follows, and where its eps is."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import replace
+
+import torch
+from torch import Tensor, nn
+
+from mupscale_cli.infer.architecture import Architecture
+from mupscale_cli.infer.layouts import Group
+from mupscale_cli.infer.words import Norm
+from mupscale_cli.verification.precision import everything_in
+
+LARGE_EPS = 1e-2  # in the tiny model: a wrong eps must show
+_FAR = 1e4  # size of inputs beside which any eps vanishes
+_CLOSE = 1e-5
+
+
+def find_norms(architecture: Architecture, groups: Iterable[Group], model: nn.Module) -> dict[str, Norm]:
+    """Return the norm that each gain or bias belongs to, by the pattern of its group."""
+    modules = dict(model.named_modules())
+    gains = [group for group in groups if len(group.dims) == 1 and group.axes and group.owner in modules]
+    found: dict[str, Norm] = {}
+    for group in gains:
+        norm = _norm_of(modules[group.owner])
+        if norm is not None:
+            found[group.pattern] = replace(norm, offset=0) if _is_bias(group.names[0]) else norm
+    owners = {name.rpartition(".")[0] for group in gains if group.pattern in found for name in group.names}
+    before = _followed(architecture, model, owners)
+    for group in gains:
+        if group.pattern in found:
+            modules_before = {before.get(name.rpartition(".")[0]) for name in group.names}
+            of = modules_before.pop() if len(modules_before) == 1 else None
+            found[group.pattern] = replace(found[group.pattern], of=of)
+    return found
+
+
+def _norm_of(module: nn.Module) -> Norm | None:
+    """Tell whether a module normalizes its last dimension, and how; None if it does not."""
+    weight = getattr(module, "weight", None)
+    if not isinstance(weight, Tensor) or weight.dim() != 1:
+        return None
+    inputs = torch.randn(3, 5, len(weight), generator=torch.Generator().manual_seed(0), dtype=torch.float64) * _FAR
+    try:
+        with everything_in(torch.float64), torch.no_grad():
+            output, scaled, shifted = (module(each) for each in (inputs, 3 * inputs, inputs + _FAR))
+            bare = torch.func.functional_call(module, {"weight": torch.zeros_like(weight)}, (inputs,))
+    except Exception:  # noqa: BLE001 (a module that takes other inputs is none that this tells apart)
+        return None
+    if not isinstance(output, Tensor) or output.shape != inputs.shape or not _agree(output, scaled):
+        return None
+    is_constant = _agree(bare, bare[:1, :1].expand_as(bare))  # zero, or the bias
+    return Norm("layer" if _agree(output, shifted) else "rms", 0 if is_constant else 1, None)
+
+
+def _agree(expected: Tensor, actual: Tensor) -> bool:
+    return bool((expected - actual).abs().max() <= _CLOSE * (1 + expected.abs().max()))
+
+
+def _followed(architecture: Architecture, model: nn.Module, norms: set[str]) -> dict[str, str]:
+    """Return the layer whose output each norm takes as it is, by the last part of its name."""
+    given: dict[str, Tensor] = {}
+    followed: dict[str, str] = {}
+    handles = []
+    for name, module in model.named_modules():
+        if name in norms:
+            handles.append(module.register_forward_pre_hook(_comparing(name, given, followed)))
+        elif name and getattr(getattr(module, "weight", None), "ndim", 0) == 2 and not isinstance(module, nn.Embedding):
+            handles.append(module.register_forward_hook(_keeping(name, given)))
+    try:
+        architecture.run(model)
+    finally:
+        for handle in handles:
+            handle.remove()
+    return followed
+
+
+def _keeping(name: str, given: dict[str, Tensor]) -> Callable[[nn.Module, object, object], None]:
+    def keep(_module: nn.Module, _inputs: object, output: object) -> None:
+        if isinstance(output, Tensor):
+            given[name] = output.detach().flatten().sort().values
+
+    return keep
+
+
+def _comparing(
+    name: str, given: Mapping[str, Tensor], followed: dict[str, str]
+) -> Callable[[nn.Module, tuple[object, ...]], None]:
+    def compare(_module: nn.Module, inputs: tuple[object, ...]) -> None:
+        if name not in followed and inputs and isinstance(inputs[0], Tensor):
+            values = inputs[0].detach().flatten()
+            source = next((other for other, output in reversed(list(given.items())) if _contains(output, values)), None)
+            if source is not None:
+                followed[name] = source.rpartition(".")[2]
+
+    return compare
+
+
+def _contains(ordered: Tensor, values: Tensor) -> bool:
+    """Tell whether all values are among the ordered ones: a layer's output, or a part of it, in another shape."""
+    if len(values) > len(ordered) or not len(values) or ordered.dtype != values.dtype:
+        return False
+    places = torch.searchsorted(ordered, values).clamp(max=len(ordered) - 1)
+    return bool((ordered[places] == values).all())
+
+
+def eps_of(
+    architecture: Architecture, model: nn.Module, groups: Iterable[Group], norms: Mapping[str, Norm]
+) -> dict[str, str]:
+    """Return what fixes the eps of the norms of each pattern: a config key, a list of them, or a number.
+
+    Patterns whose modules do not tell their eps are absent.
+    """
+    modules = dict(model.named_modules())
+    keys = eps_keys(architecture)
+    other = {key: _numbers(architecture.build({**architecture.config, key: 2 * LARGE_EPS})) for key in keys}
+    found = {}
+    for group in groups:
+        if group.pattern not in norms:
+            continue
+        own = _numbers(model)[group.owner]
+        moving = [key for key in keys if other[key].get(group.owner) != own]
+        fixed = [value for name, value in vars(modules[group.owner]).items() if "eps" in name and _is_number(value)]
+        if moving:
+            found[group.pattern] = moving[0] if len(moving) == 1 else f"[{', '.join(moving)}]"
+        elif fixed:
+            found[group.pattern] = repr(fixed[0])
+    return found
+
+
+def eps_keys(architecture: Architecture) -> list[str]:
+    """Return the config keys that hold the eps of norms."""
+    return [key for key, value in architecture.config.items() if "eps" in key.rpartition(".")[2] and _is_number(value)]
+
+
+def _numbers(model: nn.Module) -> dict[str, dict[str, float]]:
+    """Return the numbers that each module keeps as attributes."""
+    return {
+        name: {key: value for key, value in vars(module).items() if _is_number(value)}
+        for name, module in model.named_modules()
+    }
+
+
+def _is_number(value: object) -> bool:
+    return isinstance(value, float)
+
+
+def _is_bias(name: str) -> bool:
+    return name.rpartition(".")[2] in ("bias", "beta")
