@@ -7,12 +7,15 @@ import re
 import time
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
+from fractions import Fraction
+from typing import TypeVar, Union
 
 from mupscale_cli.infer.architecture import Architecture, Shapes
 from mupscale_cli.infer.shapes import CandidateAxis, scaled_config
 from mupscale_cli.infer.vocabulary import NO_UNITS, meaning, part_of
 from mupscale_cli.text import starred
 
+Number = TypeVar("Number", int, Union[int, Fraction])  # a size or whole factor, or any factor
 _REPAIR_SECONDS = 3.0  # time to find the keys that must move with one key
 
 
@@ -46,7 +49,7 @@ class Axes:
     def names(self) -> tuple[str, ...]:
         return (*self.aliases, *(axis.name for axis in self.candidates))
 
-    def with_aliases(self, values: Mapping[str, int]) -> dict[str, int]:
+    def with_aliases(self, values: Mapping[str, Number]) -> dict[str, Number]:
         """Add each alias to sizes or factors of axes, as the product of its parts; an absent part counts 1."""
         products = {
             alias: math.prod(values.get(part, 1) for part in product) for alias, product in self.aliases.items()

@@ -5,27 +5,27 @@ from __future__ import annotations
 import itertools
 import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from fractions import Fraction
 from functools import cached_property
+from typing import Any, Union
 
 from mupscale_cli.architecture.loading import read_draft
 from mupscale_cli.errors import MupscaleError
 from mupscale_cli.infer.architecture import Architecture, random_model
 from mupscale_cli.infer.errors import first_line
 from mupscale_cli.infer.layouts import Group
-from mupscale_cli.infer.norms import LARGE_EPS, eps_keys, eps_of, find_norms
+from mupscale_cli.infer.norms import LARGE_EPS, eps_keys, find_norms
 from mupscale_cli.infer.proof import ProofModel
 from mupscale_cli.infer.search import Note
 from mupscale_cli.infer.shapes import scaled_config
 from mupscale_cli.infer.solving import Solution
 from mupscale_cli.infer.vocabulary import INNER_NORM, QUERY, ROTATED, kind_of, meaning, module_of
-from mupscale_cli.infer.words import Norm, Stack, Words
+from mupscale_cli.infer.words import Split, Stack, Words
 from mupscale_cli.infer.write import Draft, recipe_text
-from mupscale_cli.plan.request import Amount, Size
 
+Factor = Union[int, Fraction]
 _HALF = Fraction(1, 2)
-_MORE = Fraction(3, 2)  # a factor that is not whole
 _MOST_RATIOS = 12  # sets of powers to try
 
 
@@ -55,6 +55,7 @@ class _Finder:
     draft: Draft
     solutions: Sequence[Solution]
     note: Note
+    fresh_only: set[str] = field(default_factory=set)  # axes that grow by fresh units alone
 
     @cached_property
     def groups(self) -> tuple[Group, ...]:
@@ -64,7 +65,7 @@ class _Finder:
     def models(self) -> list[ProofModel]:
         return [ProofModel.of(_with_large_eps(each.architecture), tied=each.tied) for each in self.solutions]
 
-    def grow(self, draft: Draft, amounts: Mapping[str, Amount]) -> float | str:
+    def grow(self, draft: Draft, amounts: Mapping[str, Factor]) -> float | str:
         """Return the largest relative difference over all models, or a problem."""
         recipe = read_draft(recipe_text(draft), draft.name)
         worst = 0.0
@@ -80,7 +81,7 @@ class _Finder:
         draft, ways, errors = self._each(draft)
         draft, deeper = self._with_stack(draft)
         if deeper is not None:
-            errors["layers +1"] = deeper
+            errors["layers x2"] = deeper
             ways |= self._deeper(draft)
         twice = self.grow(draft, draft.axes.with_aliases(dict.fromkeys(self._whole(draft), 2)))
         together = self.grow(draft, draft.axes.with_aliases(ways)) if len(errors) > 1 else 0.0
@@ -97,21 +98,20 @@ class _Finder:
     # Norms and eps ------------------------------------------------------------------------------
 
     def _with_norms(self) -> Draft:
+        """Say what each norm normalizes, and which eps belongs to an axis: its own, or that of the residual streams."""
         architecture = self.models[0].architecture
-        model = random_model(architecture)
-        norms = find_norms(architecture, self.groups, model)
-        fixed_by = eps_of(architecture, model, self.groups, norms)
-        eps: dict[str, str] = {}
-        for axis in self._streams(norms):
-            found = {fixed_by.get(g.pattern) for g in self.groups if g.pattern in norms and _axis(g) == axis}
-            if len(found) == 1 and (text := found.pop()) is not None:
-                eps[axis] = text
-        return replace(self.draft, words=Words(eps=eps, norms=norms))
-
-    def _streams(self, norms: Mapping[str, Norm]) -> list[str]:
-        """The axes that norms normalize as they are."""
-        streams = (_axis(g) for g in self.groups if g.pattern in norms and norms[g.pattern].of is None)
-        return [axis for axis in dict.fromkeys(streams) if axis is not None]
+        found = find_norms(architecture, self.groups, random_model(architecture))
+        by_axis: dict[str, set[str | None]] = {}
+        streams: set[str] = set()
+        for group in self.groups:
+            norm, axis = found.words.get(group.pattern), _axis(group) if group.pattern in found.words else None
+            if norm is not None and axis is not None:
+                by_axis.setdefault(axis, set()).add(found.eps.get(group.pattern))
+                streams |= {axis} if norm.of is None else set()
+        known = {axis: next(iter(texts)) for axis, texts in by_axis.items() if len(texts) == 1}
+        shared = {known.get(axis) for axis in streams}
+        eps = {axis: text for axis, text in known.items() if text and (axis in streams or {text} != shared)}
+        return replace(self.draft, words=Words(eps=eps, norms=found.words))
 
     # Heads --------------------------------------------------------------------------------------
 
@@ -123,67 +123,74 @@ class _Finder:
         return draft
 
     def _with_head(self, draft: Draft, axis: str) -> Draft:
-        queries = list(self._queries(axis))
-        if axis not in draft.fixed:
-            ratios = {(pattern, axis): power + 1 for pattern, power in queries if power is not None}
-            words = draft.words
-            return replace(
-                draft,
-                words=replace(words, rotary={**words.rotary, axis: "none"}, ratios={**words.ratios, **ratios}),
-            )
+        if axis not in draft.fixed:  # copies, of which attention sums over one more dimension than it divides by
+            return _with(draft, rotary={axis: "none"}, splits=dict(self._copied(axis)))
         is_rotary = self.solutions[0].runner.is_rotary
         for turned, power in itertools.product(("halves", "pairs") if is_rotary else ("none",), (_HALF, Fraction(0))):
             fresh = self._growing_by_fresh(draft, axis, turned, power)
             if isinstance(self.grow(fresh, {axis: 2}), float):
+                self.fresh_only.add(axis)
                 return fresh
-        rotary = {**draft.words.rotary, axis: "halves" if is_rotary else "none"}
-        return replace(draft, words=replace(draft.words, rotary=rotary))  # for more heads of the same size
+        return _with(draft, rotary={axis: "halves" if is_rotary else "none"})  # for more heads of the same size
+
+    def _copied(self, axis: str) -> Iterator[tuple[tuple[str, str], Split]]:
+        """Yield the powers of queries and keys that copies inside a head need: the queries take those of the keys."""
+        attentions: dict[tuple[str, str], dict[str, Fraction]] = {}
+        for pattern, power in self._powers(axis):
+            module, _, leaf = pattern.rpartition(".")
+            attentions.setdefault((module.rpartition(".")[0], leaf), {})[pattern] = power
+        for powers in attentions.values():
+            made = [pattern for pattern in powers if self._makes_queries(pattern)] or list(powers)
+            for pattern in powers:
+                ratio = sum(powers.values(), Fraction(1))
+                yield (pattern, axis), Split(Fraction(-1), ratio) if pattern in made else Split(Fraction(0), None)
 
     def _growing_by_fresh(self, draft: Draft, axis: str, turned: str, power: Fraction) -> Draft:
         """Return the draft whose heads grow by fresh units, since copies inside a head would turn at other speeds."""
-        words = draft.words
-        normed = [g.pattern for g in self.groups if _is_query_norm(g, axis) and words.norms.get(g.pattern)]
-        ratios: dict[tuple[str, str], Fraction | None] = {
-            (pattern, axis): None if normed else power for pattern, _ in self._queries(axis)
-        }
-        ratios |= {(pattern, axis): power for pattern in normed}
-        words = replace(
-            words,
-            rotary={**words.rotary, axis: turned},
-            ratios={**words.ratios, **ratios},
-            fresh_only=words.fresh_only | {axis},
-        )
-        return replace(draft, words=words, fixed={name: why for name, why in draft.fixed.items() if name != axis})
+        normed = [g.pattern for g in self.groups if _is_query_norm(g, axis) and g.pattern in draft.words.norms]
+        split = Split(Fraction(0), power)
+        made = [g.pattern for g in self.groups if axis in g.axes and self._makes_queries(g.pattern)]
+        splits = {(pattern, axis): Split(Fraction(0), None) if normed else split for pattern in made}
+        splits |= {(pattern, axis): split for pattern in normed or [each for each, _ in self._powers(axis)]}
+        free = {name: why for name, why in draft.fixed.items() if name != axis}
+        return replace(_with(draft, rotary={axis: turned}, splits=splits), fixed=free)
 
-    def _queries(self, axis: str) -> Iterator[tuple[str, Fraction | None]]:
-        """Yield the patterns of the tensors that make queries, each with the power of an axis that it has."""
+    def _powers(self, axis: str) -> Iterator[tuple[str, Fraction]]:
+        """Yield the patterns of the tensors, or of their first pieces, that are scaled by a power of an axis."""
         for group, choice in zip(self.groups, self.solutions[0].result.state.choices, strict=True):
-            power = dict(choice.powers).get(axis)
-            power = power if power is not None else next((each[3] for each in choice.pieces if each[2] == axis), None)
-            if power is not None or (axis in group.axes and QUERY.fullmatch(module_of(group.names[0]))):
-                yield group.pattern, power
+            powers = [
+                *(each for each in choice.powers if each[0] == axis),
+                *(p[2:] for p in choice.pieces if p[2] == axis),
+            ]
+            if powers:
+                yield group.pattern, powers[0][1]
+
+    def _makes_queries(self, pattern: str) -> bool:
+        return bool(QUERY.fullmatch(module_of(pattern)))
 
     # Single axes --------------------------------------------------------------------------------
 
-    def _each(self, draft: Draft) -> tuple[Draft, dict[str, Amount], dict[str, float]]:
+    def _each(self, draft: Draft) -> tuple[Draft, dict[str, Factor], dict[str, float]]:
         """Return the draft with the powers that single axes need, how each axis grows, and the error of that."""
-        ways: dict[str, Amount] = {}
+        ways: dict[str, Factor] = {}
         errors: dict[str, float] = {}
         for axis in draft.movable:
-            amount: Amount = 2 if axis in draft.words.fresh_only else _MORE
+            size = draft.axes.independent_sizes[axis]
+            amount = Fraction(2) if axis in self.fresh_only else Fraction(size + (size + 1) // 2, size)
             factors = draft.axes.with_aliases({axis: amount})
             grown, error = draft, self.grow(draft, factors)
             if isinstance(error, str):
                 grown, error = self._with_ratios(draft, axis, factors, error)
             if isinstance(error, str):
                 self.note(f"axis {axis}: not proved for other than whole factors: {error}")
+                draft = _by_whole_factors(draft, axis, error)
                 continue
             draft, ways[axis] = grown, amount
-            errors[f"{axis} x{float(amount):g}"] = error
+            errors[f"{axis} x{float(amount):.3g}"] = error
         return draft, ways, errors
 
     def _with_ratios(
-        self, draft: Draft, axis: str, factors: Mapping[str, Amount], problem: str
+        self, draft: Draft, axis: str, factors: Mapping[str, Factor], problem: str
     ) -> tuple[Draft, float | str]:
         """Split fractional powers, which come from constants that the model computes from a size."""
         names = {axis, *(alias for alias in draft.axes.aliases if alias in factors)}
@@ -192,12 +199,12 @@ class _Finder:
             for solution in self.solutions
             for group, choice in zip(solution.runner.groups, solution.result.state.choices, strict=True)
             for name, power in choice.powers
-            if name in names and power.denominator != 1 and (group.pattern, name) not in draft.words.ratios
+            if name in names and power.denominator != 1 and (group.pattern, name) not in draft.words.splits
         }
-        options = itertools.product(*([power, power + 1, power - 1] for power in powers.values()))
-        for chosen in itertools.islice(options, _MOST_RATIOS if powers else 0):
-            ratios = {**draft.words.ratios, **dict(zip(powers, chosen, strict=True))}
-            grown = replace(draft, words=replace(draft.words, ratios=ratios))
+        options = itertools.product(*([p, p + 1, p - 1] for p in powers.values()))
+        for ratios in itertools.islice(options, _MOST_RATIOS if powers else 0):
+            chosen = zip(powers.items(), ratios, strict=True)
+            grown = _with(draft, splits={key: Split(power - ratio, ratio, power) for (key, power), ratio in chosen})
             error = self.grow(grown, factors)
             if isinstance(error, float):
                 return grown, error
@@ -217,7 +224,7 @@ class _Finder:
             if _can_be_built(architecture, even) and not _can_be_built(architecture, odd):
                 condition = f"{axis.key} // {heads} * {heads} == {axis.key}"
                 reason = f"its class refuses a {axis.key} that is no multiple of {heads}"
-                return replace(draft, words=replace(draft.words, requires={condition: reason}))
+                return _with(draft, requires={condition: reason})
         return draft
 
     # Blocks -------------------------------------------------------------------------------------
@@ -234,9 +241,9 @@ class _Finder:
             return draft, None
         return deeper, error
 
-    def _deeper(self, draft: Draft) -> dict[str, Amount]:
+    def _deeper(self, draft: Draft) -> dict[str, Factor]:
         stack = draft.words.stack
-        return {} if stack is None else {"layers": Size(self.models[0].architecture.config[stack.size] + 1)}
+        return {} if stack is None else {"layers": 2}  # new blocks between the old ones, whose numbers move
 
 
 def _find_stack(architecture: Architecture) -> Stack | None:
@@ -248,13 +255,17 @@ def _find_stack(architecture: Architecture) -> Stack | None:
         lists = tuple(key for key, value in config.items() if isinstance(value, list) and len(value) == number)
         for key in keys:
             longer = {**config, key: number + 1, **{each: [*config[each], config[each][-1]] for each in lists}}
-            try:
-                after = _blocks(architecture.shapes(longer))
-            except Exception:  # noqa: BLE001 (architectures raise anything)
-                continue
-            if after == {**before, names: number + 1}:
+            if _blocks_of(architecture, longer) == {**before, names: number + 1}:
                 return Stack(key, names, lists)
     return None
+
+
+def _blocks_of(architecture: Architecture, config: Mapping[str, object]) -> dict[str, int]:
+    """Return the number of blocks of each stack; nothing if the config is impossible."""
+    try:
+        return _blocks(architecture.shapes(config))
+    except Exception:  # noqa: BLE001 (architectures raise anything)
+        return {}
 
 
 def _blocks(names: Iterable[str]) -> dict[str, int]:
@@ -264,6 +275,18 @@ def _blocks(names: Iterable[str]) -> dict[str, int]:
         if match := re.match(r"((?:[^.]*[^.\d][^.]*\.)+)(\d+)\.", name):
             numbers.setdefault(f"{match[1]}*", set()).add(int(match[2]))
     return {stem: len(found) for stem, found in numbers.items() if found == set(range(len(found)))}
+
+
+def _by_whole_factors(draft: Draft, axis: str, problem: str) -> Draft:
+    """Refuse fresh units of an axis that did not keep the function, before anything is written."""
+    reason = f"the axis {axis} grows by whole factors only: with fresh units, {problem}"
+    return _with(draft, requires={f"fresh.{axis} == 0": reason})
+
+
+def _with(draft: Draft, **more: Mapping[Any, Any]) -> Draft:
+    """Return a draft with more of some kinds of words."""
+    words: dict[str, Any] = {name: {**getattr(draft.words, name), **entries} for name, entries in more.items()}
+    return replace(draft, words=replace(draft.words, **words))
 
 
 def _axis(group: Group) -> str | None:

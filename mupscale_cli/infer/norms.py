@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import replace
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor, nn
@@ -18,23 +18,50 @@ _FAR = 1e4  # size of inputs beside which any eps vanishes
 _CLOSE = 1e-5
 
 
-def find_norms(architecture: Architecture, groups: Iterable[Group], model: nn.Module) -> dict[str, Norm]:
-    """Return the norm that each gain or bias belongs to, by the pattern of its group."""
-    modules = dict(model.named_modules())
-    gains = [group for group in groups if len(group.dims) == 1 and group.axes and group.owner in modules]
-    found: dict[str, Norm] = {}
-    for group in gains:
-        norm = _norm_of(modules[group.owner])
-        if norm is not None:
-            found[group.pattern] = replace(norm, offset=0) if _is_bias(group.names[0]) else norm
-    owners = {name.rpartition(".")[0] for group in gains if group.pattern in found for name in group.names}
-    before = _followed(architecture, model, owners)
-    for group in gains:
-        if group.pattern in found:
-            modules_before = {before.get(name.rpartition(".")[0]) for name in group.names}
-            of = modules_before.pop() if len(modules_before) == 1 else None
-            found[group.pattern] = replace(found[group.pattern], of=of)
-    return found
+@dataclass(frozen=True)
+class Norms:
+    """The norms of an architecture, by the pattern of the group of their gains or biases.
+
+    Attributes:
+        words: each norm.
+        eps: what fixes its eps: a config key, a list of them, or a number. Absent if its module does not tell.
+    """
+
+    words: Mapping[str, Norm]
+    eps: Mapping[str, str]
+
+
+def find_norms(architecture: Architecture, groups: Iterable[Group], model: nn.Module) -> Norms:
+    """Find the norms of an architecture.
+
+    Args:
+        architecture: the architecture.
+        groups: its tensors.
+        model: its tiny model, with random values.
+    """
+    owners = _owners(architecture, model)
+    gains = {group.pattern: group for group in groups if len(group.dims) == 1 and group.axes}
+    modules = {pattern: [owners.get(name, "") for name in group.names] for pattern, group in gains.items()}
+    found = {
+        pattern: norm
+        for pattern, names in modules.items()
+        if all(names) and (norm := _norm_of(model.get_submodule(names[0]))) is not None
+    }
+    before = _followed(architecture, model, {name for pattern in found for name in modules[pattern]})
+    words = {}
+    for pattern, norm in found.items():
+        in_front = {before.get(name) for name in modules[pattern]}
+        of = in_front.pop() if len(in_front) == 1 else None
+        words[pattern] = replace(norm, of=of, offset=0 if _is_bias(gains[pattern].names[0]) else norm.offset)
+    return Norms(words, _eps(architecture, model, {pattern: modules[pattern][0] for pattern in found}))
+
+
+def _owners(architecture: Architecture, model: nn.Module) -> dict[str, str]:
+    """Return the module of each gain and bias on disk, found by its random values: loading may rename tensors."""
+    loaded = {tuple(each.tolist()): name for name, each in model.named_parameters() if each.dim() == 1}
+    stored = architecture.disk_tensors(model)
+    names = {name: loaded.get(tuple(each.tolist())) for name, each in stored.items() if each.dim() == 1}
+    return {name: found.rpartition(".")[0] for name, found in names.items() if found is not None}
 
 
 def _norm_of(module: nn.Module) -> Norm | None:
@@ -106,27 +133,18 @@ def _contains(ordered: Tensor, values: Tensor) -> bool:
     return bool((ordered[places] == values).all())
 
 
-def eps_of(
-    architecture: Architecture, model: nn.Module, groups: Iterable[Group], norms: Mapping[str, Norm]
-) -> dict[str, str]:
-    """Return what fixes the eps of the norms of each pattern: a config key, a list of them, or a number.
-
-    Patterns whose modules do not tell their eps are absent.
-    """
-    modules = dict(model.named_modules())
-    keys = eps_keys(architecture)
+def _eps(architecture: Architecture, model: nn.Module, modules: Mapping[str, str]) -> dict[str, str]:
+    """Return what fixes the eps of each module, by the pattern of its gains."""
+    keys, own = eps_keys(architecture), _numbers(model)
     other = {key: _numbers(architecture.build({**architecture.config, key: 2 * LARGE_EPS})) for key in keys}
     found = {}
-    for group in groups:
-        if group.pattern not in norms:
-            continue
-        own = _numbers(model)[group.owner]
-        moving = [key for key in keys if other[key].get(group.owner) != own]
-        fixed = [value for name, value in vars(modules[group.owner]).items() if "eps" in name and _is_number(value)]
+    for pattern, module in modules.items():
+        moving = [key for key in keys if other[key].get(module) != own[module]]
+        fixed = [value for name, value in own[module].items() if "eps" in name]
         if moving:
-            found[group.pattern] = moving[0] if len(moving) == 1 else f"[{', '.join(moving)}]"
+            found[pattern] = moving[0] if len(moving) == 1 else f"[{', '.join(moving)}]"
         elif fixed:
-            found[group.pattern] = repr(fixed[0])
+            found[pattern] = f"{fixed[0]:.10f}".rstrip("0")
     return found
 
 

@@ -1,4 +1,4 @@
-"""What a drafted recipe says beyond its layouts, so that its axes can grow to any size (page `language`, "Any size")."""
+"""What a draft says beyond its layouts, so that its axes can grow to any size (page `language`, "Any size")."""
 
 from __future__ import annotations
 
@@ -29,6 +29,33 @@ class Norm:
 
 
 @dataclass(frozen=True, slots=True)
+class Split:
+    """A power of an axis' factor, split into one of the number of copies and one of the size ratio.
+
+    Attributes:
+        copies: the power of the number of copies.
+        ratio: the power of the size ratio; None if there is none, and not even a mark.
+        power: only tensors with this power are meant; None: all are.
+    """
+
+    copies: Fraction
+    ratio: Fraction | None
+    power: Fraction | None = None
+
+    def applied(self, choice: Choice, axis: str) -> Choice:
+        """Return a choice with this split instead of its power of an axis."""
+        pieces = [piece for piece in choice.pieces if piece[2] == axis]
+        for dim, piece, *_ in pieces:
+            choice = choice.with_piece(dim, piece, axis, self.copies)
+            if self.ratio is not None:
+                choice = replace(choice, pieces=(*choice.pieces, (dim, piece, f"#{axis}", self.ratio)))
+        if pieces or (self.power is not None and dict(choice.powers).get(axis) != self.power):
+            return choice
+        choice = choice.with_power(axis, self.copies, choice.offset)
+        return choice if self.ratio is None else replace(choice, powers=(*choice.powers, (f"#{axis}", self.ratio)))
+
+
+@dataclass(frozen=True, slots=True)
 class Stack:
     """A stack of blocks that can become deeper.
 
@@ -51,9 +78,7 @@ class Words:
         eps: by axis, what fixes the eps of the norms over it: config keys, or a number of the code.
         rotary: by axis of one head, which units rotary positions turn together.
         norms: by pattern, the norm of a gain or bias.
-        ratios: by pattern and axis, the power of the size ratio in a tensor's scale; the copies keep the rest. None: there
-            is no power at all.
-        fresh_only: axes that grow by fresh units alone, so that their copies need no power.
+        splits: by pattern and axis, how the power of the axis in a tensor's scale is written.
         stack: the blocks; None if they stay as many.
         requires: conditions on the wide config, with their reasons.
     """
@@ -61,31 +86,16 @@ class Words:
     eps: Mapping[str, str] = field(default_factory=dict)
     rotary: Mapping[str, str] = field(default_factory=dict)
     norms: Mapping[str, Norm] = field(default_factory=dict)
-    ratios: Mapping[tuple[str, str], Fraction | None] = field(default_factory=dict)
-    fresh_only: frozenset[str] = frozenset()
+    splits: Mapping[tuple[str, str], Split] = field(default_factory=dict)
     stack: Stack | None = None
     requires: Mapping[str, str] = field(default_factory=dict)
 
     def choice(self, group: Group, choice: Choice) -> Choice:
         """Return a group's choice with its powers split into those of the copies and those of the size ratio."""
-        for (pattern, axis), ratio in self.ratios.items():
+        for (pattern, axis), split in self.splits.items():
             if pattern == group.pattern:
-                choice = self._split(choice, axis, ratio)
+                choice = split.applied(choice, axis)
         return replace(choice, offset=self.norms[group.pattern].offset) if group.pattern in self.norms else choice
-
-    def _split(self, choice: Choice, axis: str, ratio: Fraction | None) -> Choice:
-        powers, pieces = dict(choice.powers), [piece for piece in choice.pieces if piece[2] == axis]
-        for dim, piece, _, power in pieces:
-            choice = choice.with_piece(dim, piece, axis, self._of_copies(axis, power, ratio))
-            if ratio is not None:
-                choice = replace(choice, pieces=(*choice.pieces, (dim, piece, f"#{axis}", ratio)))
-        if pieces or (axis not in powers and axis not in self.fresh_only):
-            return choice
-        choice = choice.with_power(axis, self._of_copies(axis, powers.get(axis, Fraction(0)), ratio), choice.offset)
-        return choice if ratio is None else replace(choice, powers=(*choice.powers, (f"#{axis}", ratio)))
-
-    def _of_copies(self, axis: str, power: Fraction, ratio: Fraction | None) -> Fraction:
-        return Fraction(0) if axis in self.fresh_only or ratio is None else power - ratio
 
     def word(self, group: Group) -> str:
         """Return the word at the end of a group's layout; empty without one."""

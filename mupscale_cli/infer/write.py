@@ -68,7 +68,7 @@ class Draft:
     untied: Variant | None
     head: str = ""
     shares: Mapping[str, str] = field(default_factory=dict)
-    words: Words = Words()
+    words: Words = field(default_factory=Words)
     header: tuple[str, ...] = ()
 
     @property
@@ -191,7 +191,13 @@ def _depth(draft: Draft) -> tuple[list[str], ...]:
     stack = draft.words.stack
     if stack is None:
         return ()
-    depth = ["depth:", "  layers:", f"    size: {stack.size}", f"    names: {_quoted(stack.names)}", "    about: blocks"]
+    depth = [
+        "depth:",
+        "  layers:",
+        f"    size: {stack.size}",
+        f"    names: {_quoted(stack.names)}",
+        "    about: blocks",
+    ]
     return depth, _section("units", {key: _quoted("[. per layers]") for key in stack.lists})
 
 
@@ -284,13 +290,13 @@ def _rules(draft: Draft) -> list[Rule]:
             continue
         optional |= _optional_patterns(variant.groups)
         for group, choice in zip(variant.groups, variant.state.choices, strict=True):
-            cleaned = _with_powers_of(choice, moving)
+            chosen = draft.words.choice(group, _with_powers_of(choice, moving))
             others = [name for name, kept in draft.shares.items() if kept in group.names]
             if others:
                 optional.update((group.pattern, *others))
             for pattern in (group.pattern, *others):
-                layouts[pattern][kind] = layout_text(group, draft.words.choice(group, cleaned), draft.words.word(group))
-                comments.setdefault(pattern, _comment(group, cleaned))
+                layouts[pattern][kind] = layout_text(group, chosen, draft.words.word(group))
+                comments.setdefault(pattern, _comment(group, chosen))
     both = draft.tied is not None and draft.untied is not None
     rules = []
     for pattern, by_kind in layouts.items():

@@ -134,13 +134,21 @@ def wide_shapes(plan):
 
 CASES = {
     # model type: axes that must move, axes that must be fixed, one layout
-    "gpt2": ({"ffn", "h", "d"}, set(), ("transformer.h.*.attn.c_attn.weight", "/embed, [h d@d^-0.5 + h d + h d]")),
-    "gemma": ({"embed", "kv", "g", "ffn"}, {"d"}, ("model.norm.weight", "embed | embed^-0.5 offset 1")),
+    "gpt2": ({"ffn", "h", "d"}, set(), ("transformer.h.*.attn.c_attn.weight", "/embed, [h d@d^-1 #d^0.5 + h d + h d]")),
+    "gemma": (
+        {"embed", "kv", "g", "ffn", "d"},
+        set(),
+        ("model.norm.weight", "embed | embed^-1 #embed^0.5 offset 1 rms"),
+    ),
     "phi3": ({"kv", "g", "ffn"}, {"d"}, ("model.layers.*.self_attn.qkv_proj.weight", "[kv g d + kv d + kv d], /embed")),
-    "qwen3": ({"embed", "kv", "g", "ffn"}, {"d"}, ("model.layers.*.self_attn.{k,q}_norm.weight", "d")),
+    "qwen3": (
+        {"embed", "kv", "g", "ffn", "d"},
+        set(),
+        ("model.layers.*.self_attn.q_norm.weight", "d | #d^0.5 rms of q_proj"),
+    ),
     "mixtral": (
-        {"embed", "kv", "g", "ffn", "experts"},
-        {"d"},
+        {"embed", "kv", "g", "ffn", "experts", "d"},
+        set(),
         ("model.layers.*.block_sparse_moe.experts.{experts}.w2.weight", "embed, /ffn"),
     ),
     "mamba": ({"embed", "ffn", "n", "r"}, set(), ("backbone.layers.*.mixer.x_proj.weight", "[r + n@n^-1 + n], /ffn")),
