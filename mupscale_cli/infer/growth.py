@@ -123,7 +123,7 @@ class _Finder:
         return draft
 
     def _with_head(self, draft: Draft, axis: str) -> Draft:
-        if axis not in draft.fixed:  # copies, of which attention sums over one more dimension than it divides by
+        if axis not in draft.fixed:  # its units are copied
             return _with(draft, rotary={axis: "none"}, splits=dict(self._copied(axis)))
         is_rotary = self.solutions[0].runner.is_rotary
         for turned, power in itertools.product(("halves", "pairs") if is_rotary else ("none",), (_HALF, Fraction(0))):
