@@ -13,6 +13,7 @@ from typing import Any, Union
 from mupscale_cli.architecture.loading import read_draft
 from mupscale_cli.errors import MupscaleError
 from mupscale_cli.infer.architecture import Architecture, random_model
+from mupscale_cli.infer.draft import Draft
 from mupscale_cli.infer.errors import first_line
 from mupscale_cli.infer.layouts import Group
 from mupscale_cli.infer.norms import LARGE_EPS, eps_keys, find_norms
@@ -22,7 +23,7 @@ from mupscale_cli.infer.shapes import scaled_config
 from mupscale_cli.infer.solving import Solution
 from mupscale_cli.infer.vocabulary import INNER_NORM, QUERY, ROTATED, kind_of, meaning, module_of
 from mupscale_cli.infer.words import Split, Stack, Words
-from mupscale_cli.infer.write import Draft, recipe_text
+from mupscale_cli.infer.write import recipe_text
 
 Factor = Union[int, Fraction]
 _HALF = Fraction(1, 2)

@@ -26,6 +26,7 @@ from mupscale_cli.infer.architecture import (
     random_model,
     shared_names,
 )
+from mupscale_cli.infer.draft import Draft, without_unused_axes
 from mupscale_cli.infer.errors import InferError, TinyError
 from mupscale_cli.infer.growth import with_words
 from mupscale_cli.infer.proof import header, prove
@@ -35,7 +36,7 @@ from mupscale_cli.infer.stages import infer_stages
 from mupscale_cli.infer.tiny import Task, task_of, tiny_model
 from mupscale_cli.infer.tiny_configs import config_class
 from mupscale_cli.infer.vocabulary import ABOUT
-from mupscale_cli.infer.write import Draft, recipe_text, without_unused_axes
+from mupscale_cli.infer.write import recipe_text
 from mupscale_cli.verification.transformers import import_transformers
 from mupscale_cli.verification.user_models import load_user_module
 

@@ -17,11 +17,12 @@ from mupscale_cli.checkpoints.reading import open_checkpoint
 from mupscale_cli.dtypes import TensorSpec, dtype_of
 from mupscale_cli.engine.streaming import expand_whole
 from mupscale_cli.infer.architecture import Architecture, random_model
+from mupscale_cli.infer.draft import Draft
 from mupscale_cli.infer.errors import InferError, first_line
 from mupscale_cli.infer.search import Note
 from mupscale_cli.infer.solving import Solution
 from mupscale_cli.infer.trials import TOLERANCE, output_error
-from mupscale_cli.infer.write import Draft, recipe_text
+from mupscale_cli.infer.write import recipe_text
 from mupscale_cli.plan import Request, make_plan
 from mupscale_cli.plan.request import Amount
 

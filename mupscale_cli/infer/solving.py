@@ -12,6 +12,7 @@ from mupscale_cli.architecture.expressions import evaluate, names_in, parse_expr
 from mupscale_cli.infer.architecture import Architecture, TransformersArchitecture, random_model
 from mupscale_cli.infer.axes import Axes, find_axes
 from mupscale_cli.infer.derived import derived_size
+from mupscale_cli.infer.draft import Variant
 from mupscale_cli.infer.errors import InferError
 from mupscale_cli.infer.groups import find_groups
 from mupscale_cli.infer.initial import initial_state, is_tied
@@ -20,7 +21,6 @@ from mupscale_cli.infer.search import Budget, Note, Search, SearchResult
 from mupscale_cli.infer.shapes import DoubledShapes, Monomial
 from mupscale_cli.infer.trials import Outcome, State, TrialRunner
 from mupscale_cli.infer.vocabulary import ROTATED, kind_of
-from mupscale_cli.infer.write import Variant
 
 
 @dataclass(frozen=True)

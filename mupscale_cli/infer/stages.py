@@ -18,10 +18,10 @@ from mupscale_cli.infer.architecture import Shapes, TransformersArchitecture
 from mupscale_cli.infer.errors import InferError, TinyError, first_line
 from mupscale_cli.infer.groups import narrowed
 from mupscale_cli.infer.proof import ProofModel
+from mupscale_cli.infer.rules import Rule, merged_rules
 from mupscale_cli.infer.tiny import Task, TinyModel, build, run, tiny_model
 from mupscale_cli.infer.tiny_configs import config_class
 from mupscale_cli.infer.vocabulary import LOOKED_UP, NO_WIDTHS, QUERY, module_of
-from mupscale_cli.infer.write import Rule, merged_rules
 from mupscale_cli.text import starred
 
 _SMALLEST = 8  # the smallest width of a tiny model, and of what may be a width
