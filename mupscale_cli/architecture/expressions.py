@@ -178,7 +178,7 @@ def evaluate(expression: Expression, values: Mapping[str, Value]) -> Value:
     if kind == "==":
         return first == second
     if kind == "[]":
-        return first[second] if isinstance(first, list) and isinstance(second, int) and second < len(first) else None
+        return _item(first, second)
     if kind == "~":
         texts = first if isinstance(first, list) else [first]
         return any(fnmatchcase(str(text), str(second)) for text in texts if text is not None)
@@ -186,13 +186,21 @@ def evaluate(expression: Expression, values: Mapping[str, Value]) -> Value:
 
 
 def look_up(name: str, values: Mapping[str, Value]) -> Value:
-    """Look up a config key, dotted for nested configs; an absent key is None."""
+    """Look up a config key, dotted for nested configs, or an item of a list, `key[0]`; an absent one is None."""
     if name in values:
         return values[name]
     value: object = values
-    for key in name.split("."):
+    for part in name.split("."):
+        key, *places = part.replace("]", "").split("[")
         value = value.get(key) if isinstance(value, Mapping) else None
+        for place in places:
+            value = _item(value, int(place))
     return value  # type: ignore[return-value]
+
+
+def _item(value: object, place: object) -> Value:
+    """Return an item of a list, or None if there is none."""
+    return value[place] if isinstance(value, list) and isinstance(place, int) and place < len(value) else None
 
 
 def _number(value: Value, expression: Expression, values: Mapping[str, Value]) -> int | float:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import re
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import suppress
 from dataclasses import replace
@@ -236,6 +237,7 @@ def _link(key: Text, node: Node) -> Link:
     return Link(key.value, tuple(factor.strip() for factor in text.value.split("*")), text)
 
 
+_ITEM = re.compile(r"[^\[\]]+(\[\d+\])+")
 _DEPTH_KEYS = ("size", "names", "about", "every", "unmoved")
 
 
@@ -342,6 +344,8 @@ def _layout(text: Text) -> Layout | Keep | Omit:
 
 def _config_rule(key: Text, node: Node) -> ConfigRule:
     name = key.value.removesuffix("?")
+    if "[" in name and not _ITEM.fullmatch(name):
+        raise key.error("expected the places of an item at the end, as in `sizes[0]`")
     choices = _choices(node, "value", lambda text: text.parse(parse_scaled_expression))
     return ConfigRule(name, name != key.value, choices, key)
 

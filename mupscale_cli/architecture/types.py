@@ -22,7 +22,7 @@ TIES = ("fold", "config", "untie")
 SINUSOIDAL = ("halves", "pairs")
 ROTARY = (*SINUSOIDAL, "none")
 NORMS = ("rms", "layer")
-ORDERS = ("interleaved", "tiled")
+ORDERS = ("interleaved", "tiled", "adjacent")
 Keep = Literal["keep"]
 Omit = Literal["omit"]
 
@@ -62,8 +62,9 @@ class AxisRule:
         norm: a key of `NORMS` if the axis is a residual stream that no norm with a gain reads; else None.
         sinusoidal: a key of `SINUSOIDAL` if the model computes the units: sines and cosines of frequencies that depend
             on their number, all sines first (`halves`) or each beside its cosine (`pairs`); else None.
-        order: a key of `ORDERS`: whether the copies of a unit may stand beside it, or must come behind all old units,
-            since a layer reads some of these by their number.
+        order: a key of `ORDERS`: whether the copies of a unit may stand beside it (`interleaved`), or must
+            (`adjacent`), since the model joins tensors of several widths end to end; or whether they must come behind
+            all old units (`tiled`), since a layer reads some of these by their number.
     """
 
     name: str
@@ -75,7 +76,7 @@ class AxisRule:
     rotary: str | None = None
     norm: str | None = None
     sinusoidal: str | None = None
-    order: Literal["interleaved", "tiled"] = "interleaved"
+    order: Literal["interleaved", "tiled", "adjacent"] = "interleaved"
 
     @property
     def is_spread(self) -> bool:

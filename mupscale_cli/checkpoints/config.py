@@ -27,13 +27,23 @@ def architecture_of(config: Mapping[str, Any]) -> str | None:
 
 
 def set_key(config: dict[str, Any], name: str, value: Any) -> None:
-    """Set a key, which may be dotted, in place; sections that are missing or null are created."""
-    *path, key = name.split(".")
+    """Set a key in place, dotted for nested configs; missing or null sections are created.
+
+    `key[0]` is an item of a list, and `key[0][1]` an item of that. The lists must have these items.
+    """
+    *path, last = name.split(".")
     for part in path:
         if config.get(part) is None:
             config[part] = {}
         config = config[part]
-    config[key] = value
+    key, *places = last.replace("]", "").split("[")
+    if not places:
+        config[key] = value
+        return
+    items = config[key]
+    for place in places[:-1]:
+        items = items[int(place)]
+    items[int(places[-1])] = value
 
 
 def check_limits(config: Mapping[str, Any], specs: Collection[TensorSpec]) -> None:

@@ -46,12 +46,13 @@ def widen_config(
 
     Raises:
         RecipeError: a rule cannot be evaluated.
-        PlanError: a section of the config is not an object.
+        PlanError: a section of the config is not an object, or a list is too short.
     """
     known = {**values, **{axis.name: axis.wide_size for axis in axes.values() if axis.wide_size is not None}}
     changes = []
     for rule in recipe.config:
-        *path, key = rule.key.split(".")
+        *path, last = rule.key.split(".")
+        key, _, place = last.partition("[")
         section = config
         for name in path:
             section = section.get(name) or {}
@@ -64,8 +65,11 @@ def widen_config(
         after = _scale(evaluate_located(expression, known, choice.text.error), power_scale(powers, axes), choice)
         if rule.optional and after is None:  # no tensor has the axis, so the key stays as it is
             continue
-        if key not in section or section[key] != after:
-            changes.append(ConfigChange(rule.key, section.get(key), after))
+        before = look_up(rule.key, config)
+        if place and before is None:
+            raise PlanError(f"config.json has no item `{rule.key}`, which widening changes")
+        if key not in section or before != after:
+            changes.append(ConfigChange(rule.key, before, after))
     factors = {name: float(look_up(name, values) * factor) for name, factor in eps.items()}  # type: ignore[operator]
     for name, after in {**factors, **others}.items():
         changes.append(ConfigChange(name, look_up(name, config), after))

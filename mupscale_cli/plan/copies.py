@@ -146,7 +146,8 @@ class Arrangement:
             axis: axis to widen.
             size: number of old units.
         """
-        return CopyMap(size, axis.factor, axis.order, num_fresh=axis.fresh)
+        order: Order = "tiled" if axis.order == "tiled" else "interleaved"
+        return CopyMap(size, axis.factor, order, num_fresh=axis.fresh)
 
 
 INTERLEAVED = Arrangement()
@@ -168,7 +169,8 @@ class Axis:
         extra: number of units, the last ones, that have one copy more than the others.
         isometric: whether n copies of a unit are 1/sqrt(n) times the unit, so that sums of squares stay the same.
         sinusoidal: how sines and cosines that the model computes are ordered, as in `AxisRule`; else None.
-        order: the order of the copies that the recipe demands: `tiled` if the old units must stay in front.
+        order: the order of the copies that the recipe demands: `tiled` if the old units must stay in front,
+            `adjacent` if the copies of a unit must stand beside it; else `interleaved`.
     """
 
     name: str
@@ -181,7 +183,7 @@ class Axis:
     extra: int = 0
     isometric: bool = False
     sinusoidal: str | None = None
-    order: Order = "interleaved"
+    order: Literal["interleaved", "tiled", "adjacent"] = "interleaved"
 
     @property
     def is_spread(self) -> bool:
@@ -190,9 +192,19 @@ class Axis:
 
     @property
     def keeps_order(self) -> bool:
-        """Whether the new units begin with the old ones, at their size, as a `tiled` axis demands."""
+        """Whether the copies are where the recipe demands them.
+
+        The new units of a `tiled` axis begin with the old ones, at their size. The copies of a unit of an `adjacent`
+        one stand beside it, so that tensors of several widths can be joined before or after widening.
+        """
+        if self.order == "adjacent":
+            units = self.size or 2
+            copies = CopyMap(units, self.factor).all_sources
+            return self.copy_map(units).all_sources[: len(copies)] == copies
         units = self.size or 0
-        return not self.isometric and self.copy_map(units).all_sources[:units] == tuple(range(units))
+        return self.order != "tiled" or (
+            not self.isometric and self.copy_map(units).all_sources[:units] == tuple(range(units))
+        )
 
     @property
     def wide_size(self) -> int | None:

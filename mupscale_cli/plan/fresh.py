@@ -235,6 +235,8 @@ class FreshUnits:
         name = axis.name
         if axis.is_spread and axis.ratio.denominator != 1:
             yield "the frequencies of its units depend on its size, so it grows by whole factors"
+        if axis.order == "adjacent":
+            yield "the model joins tensors of several widths, each with all of its units, so it grows by whole factors"
         if any(name in part.names for match in matches.values() for part in match.rule.pattern.axes):
             yield "it counts tensors"
         yield from self._norm_obstacles(axis)

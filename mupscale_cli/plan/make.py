@@ -33,6 +33,12 @@ from mupscale_cli.plan.types import ConfigChange, Plan, Shard, SideFile, TensorP
 from mupscale_cli.plan.units import UnitMap, map_units, rewrite_units
 
 NO_FILES: Mapping[str, Any] = MappingProxyType({})
+_MISPLACED = {
+    "tiled": "the first units of `{axis}` must stay in front and keep their size, since layers read them by their "
+    "number, and this method moves or scales them",
+    "adjacent": "the copies of each unit of `{axis}` must stand beside it, since the model joins tensors of several "
+    "widths, and this method moves them",
+}
 _QUANTIZED_KEYS = ("quantization_config", "compression_config", "quantization")  # the last one is that of MLX
 
 
@@ -283,12 +289,8 @@ def _arrange(
     axes = {name: replace(axis, arrangement=method) for name, axis in axes.items()}
     axes = isometric_axes(recipe, axes, layouts) if method.is_isometric else axes
     for axis in axes.values():
-        if axis.order == "tiled" and not axis.keeps_order:
-            raise PlanError(
-                f"the first units of `{axis.name}` must stay in front and keep their size, since layers read them by "
-                "their number, and this method moves or scales them",
-                hint="omit `--spread` and `--method`",
-            )
+        if not axis.keeps_order:
+            raise PlanError(_MISPLACED[axis.order].format(axis=axis.name), hint="omit `--spread` and `--method`")
     return axes
 
 

@@ -61,6 +61,7 @@ def test_axes_say_what_norms_and_attention_do_with_them():
         ("about: the stream", "rotary: thirds", "unknown order of rotary positions `thirds`.*halves"),
         ("about: the stream", "order: reversed", "unknown order of copies `reversed`.*tiled"),
         ("about: the stream", "order: tiled, rotary: halves", "`embed` have frequencies, so they cannot be tiled"),
+        ("config: {hidden: embed", 'config: {"hidden[x]": embed', "places of an item at the end"),
         ("about: the stream", "norm: batch", "unknown norm `batch`.*layer"),
         ("about: the stream", "eps: a + b", "config key of the norms' eps"),
         ("widen: [embed, ffn]", "requires: {embed ==: no}", "expected a name"),

@@ -5,6 +5,11 @@ import shutil
 
 import pytest
 
+from mupscale_cli.architecture.document import parse_document
+from mupscale_cli.architecture.parsing import parse_recipe
+from mupscale_cli.dtypes import TensorSpec
+from mupscale_cli.errors import PlanError
+from mupscale_cli.plan import Request, make_plan
 from mupscale_cli.tasks.widen import widen
 from outputs import merged
 
@@ -18,6 +23,36 @@ def test_widening_changes_only_the_sizes_in_the_config(saved, tmp_path):
     after = json.loads((tmp_path / "wide" / "config.json").read_text())
     new = {"hidden_size": 96, "num_key_value_heads": 4, "num_attention_heads": 8, "intermediate_size": 120}
     assert after == {**before, **new}
+
+
+ITEMS = """
+match: {model_type: [items]}
+axes: {a: {size: from shapes}}
+widen: [a]
+config: {"sizes[1]": "sizes[1] | a", "stages[0][2]": a}
+tensors: {"w": "a, ."}
+"""
+
+
+def items_plan(config):
+    recipe = parse_recipe("items", "items.yaml", "", parse_document(ITEMS, "items.yaml"), {})
+    return make_plan(recipe, [TensorSpec("w", "F32", (4, 3))], config, Request(factor=2))
+
+
+def test_items_of_lists_are_changed_alone():
+    config = {"sizes": [3, 8, 5], "stages": [["x", 1, 4], ["y"]], "other": [1]}
+    plan = items_plan(config)
+    assert plan.config == {"sizes": [3, 16, 5], "stages": [["x", 1, 8], ["y"]], "other": [1]}
+    assert [(change.key, change.before, change.after) for change in plan.config_changes] == [
+        ("sizes[1]", 8, 16),
+        ("stages[0][2]", 4, 8),
+    ]
+    assert config["sizes"] == [3, 8, 5]
+
+
+def test_a_list_without_the_item_is_an_error():
+    with pytest.raises(PlanError, match=r"config.json has no item `sizes\[1\]`"):
+        items_plan({"sizes": [3], "stages": [["x", 1, 4]]})
 
 
 @pytest.mark.parametrize("case", ["Llama-tied", "Gemma3-untied", "GPT2-untied", "ResNet-bottleneck"])

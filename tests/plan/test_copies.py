@@ -23,8 +23,16 @@ def test_an_axis_can_demand_that_the_old_units_stay_in_front():
     axis = Axis("a", 3, 2, fresh=1, order="tiled")
     assert axis.copy_map().all_sources == (0, 1, 2, 0, 1, 2, FRESH)
     assert axis.keeps_order
-    assert not Axis("a", 3, 2).keeps_order
     assert not Axis("a", 3, 2, isometric=True, order="tiled").keeps_order
+
+
+@pytest.mark.parametrize(("method", "fits"), [("mupscale", True), ("net2net", False), ("hyperclone", False)])
+@pytest.mark.parametrize("size", [3, None])
+def test_an_axis_can_demand_that_copies_stand_beside_their_unit(method, fits, size):
+    """For tensors of several widths that the model joins, whose own sizes the axis does not have."""
+    axis = Axis("a", size, 2, METHODS[method](), order="adjacent")
+    assert axis.keeps_order == fits
+    assert Axis("a", size, 2, METHODS[method]()).keeps_order
 
 
 def test_padded_maps_leave_new_units_without_a_source():
