@@ -16,6 +16,7 @@ from mupscale_cli.checkpoints.libraries import TRANSFORMERS, Library
 from mupscale_cli.errors import VerifyError
 from mupscale_cli.plan import Plan
 from mupscale_cli.verification.denoising import denoising_arguments
+from mupscale_cli.verification.layout_inputs import layout_inputs
 from mupscale_cli.verification.result import CannotVerify
 
 BATCH = 2
@@ -131,8 +132,8 @@ def _transformers_inputs(model: Any, generator: torch.Generator) -> Inputs:
     keywords = {name: values}
     if getattr(config, "is_encoder_decoder", False):
         keywords["decoder_input_ids"] = _tokens(config, generator)[0]
-    if "global_attention_mask" in reads:  # Longformer and LED
-        keywords["global_attention_mask"] = torch.zeros_like(values).index_fill(-1, torch.tensor(0), 1)
+    if name == "input_ids":
+        keywords |= _beside_tokens(config, reads, values, generator)
     if name == "input_ids" and getattr(config, "vision_config", None) is not None and "pixel_values" not in reads:
         description += " without images"  # this class takes them in a form of its own
     elif name == "input_ids" and getattr(config, "vision_config", None) is not None:
@@ -148,6 +149,18 @@ def _transformers_inputs(model: Any, generator: torch.Generator) -> Inputs:
         keywords[name] = _with_placeholders(model, keywords, audio_token(config), _features_of(model, "audio"))
         description += " with sounds"
     return Inputs((), keywords, description)
+
+
+def _beside_tokens(
+    config: Any, reads: Mapping[str, Any], tokens: Tensor, generator: torch.Generator
+) -> dict[str, Tensor]:
+    """Make what a model reads beside token ids, except images and sounds of a part of its own."""
+    inputs = layout_inputs(config, reads, tokens.shape, generator)
+    if "global_attention_mask" in reads:  # Longformer and LED
+        inputs["global_attention_mask"] = torch.zeros_like(tokens).index_fill(-1, torch.tensor(0), 1)
+    if "pixel_values" in reads and getattr(config, "visual_embed", False):  # a picture of the page
+        inputs["pixel_values"] = _images(config, generator)[0]
+    return inputs
 
 
 def _image_inputs(model: Any, config: Any, generator: torch.Generator) -> dict[str, Tensor]:
@@ -297,7 +310,7 @@ def _images(config: Any, generator: torch.Generator) -> tuple[Tensor, str]:
         shape: Any = get_pretrained_cfg_value(config.architecture, "input_size")
         return _random_images(shape, generator)
     config = getattr(config, "encoder", None) or getattr(config, "vision_config", None) or config
-    size = _pair(getattr(config, "image_size", None) or _IMAGE)
+    size = _pair(getattr(config, "image_size", None) or getattr(config, "input_size", None) or _IMAGE)
     frames = getattr(config, "num_frames", None)
     channels = getattr(config, "num_channels", 3)
     if frames is None:

@@ -2,7 +2,7 @@
 
 from typing import Any
 
-from small_models import decoders, established, images, speech
+from small_models import decoders, documents, established, images, speech
 from small_models.encoders import ENCODERS
 from small_models.multimodal import MULTIMODAL
 
@@ -13,4 +13,5 @@ MODELS: dict[str, tuple[str, str, dict[str, Any]]] = {
     **MULTIMODAL,
     **speech.MODELS,
     **images.MODELS,
+    **documents.MODELS,
 }

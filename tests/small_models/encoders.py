@@ -221,6 +221,39 @@ ENCODERS: dict[str, tuple[str, str, dict[str, Any]]] = {
         for name in ("Roberta", "Electra")
     },
     "Bert-crossed": ("BertLMHeadModel", "BertConfig", {**ENCODER, **CROSSED}),
+    "MobileBert": (
+        "MobileBertForMaskedLM",
+        "MobileBertConfig",
+        {
+            **ENCODER,
+            "hidden_size": 24,
+            "embedding_size": 16,
+            "intra_bottleneck_size": 16,
+            "num_feedforward_networks": 2,
+        },
+    ),
+    "Canine": (
+        "CanineForSequenceClassification",
+        "CanineConfig",
+        {
+            **ENCODER,
+            "num_hash_buckets": 16,
+            "num_hash_functions": 4,
+            "max_position_embeddings": 64,
+            "local_transformer_stride": 8,
+            "downsampling_rate": 2,
+            "upsampling_kernel_size": 2,
+        },
+    ),
+    "Splinter": ("SplinterForQuestionAnswering", "SplinterConfig", {**ENCODER, "question_token_id": 3}),
+    **{
+        f"DPR-{name}": (f"DPR{kind}", "DPRConfig", {**ENCODER, "projection_dim": size})
+        for name, kind, size in (
+            ("context", "ContextEncoder", 20),
+            ("question", "QuestionEncoder", 0),
+            ("reader", "Reader", 20),
+        )
+    },
     "BertGeneration": ("BertGenerationDecoder", "BertGenerationConfig", {**ENCODER, "is_decoder": True}),
 }
 
@@ -232,6 +265,7 @@ RARE = frozenset(
         *("T5Gemma-tied", "T5Gemma-untied", "T5Gemma2-tied", "FSMT-untied", "NllbMoe-tied"),
         *("FNet-pretraining", "Funnel-tied"),
         *("DebertaV2-projected", "Deberta-stated", "Roberta-crossed", "Electra-crossed", "Bert-crossed"),
+        *("Canine", "Splinter", "DPR-context", "DPR-question", "DPR-reader"),
         *("Ultrabert-untied", "Albert-pretraining", "Esm-absolute", "Esmc-untied"),
     }
 )
