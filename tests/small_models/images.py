@@ -33,6 +33,43 @@ STAGES = {"hidden_sizes": [8, 16], "depths": [2, 1], "num_labels": 3}
 PYRAMID = {**STAGES, "num_encoder_blocks": 2, "num_attention_heads": [1, 2], "mlp_ratios": [2, 3], "strides": [4, 2]}
 SEGFORMER = {**PYRAMID, "sr_ratios": [2, 1], "patch_sizes": [7, 3], "decoder_hidden_size": 12}
 REGNET = {**STAGES, "embedding_size": 8, "groups_width": 4}
+MOBILEVIT = {
+    "hidden_sizes": [16, 24, 32],
+    "neck_hidden_sizes": [8, 8, 16, 16, 24, 24, 32],
+    "aspp_out_channels": 12,
+    "num_attention_heads": 4,
+    "image_size": 64,
+}
+MOBILEVIT2 = {
+    "width_multiplier": 0.25,
+    "base_attn_unit_dims": [64, 96, 128],
+    "n_attn_blocks": [1, 1, 1],
+    "aspp_out_channels": 12,
+    "image_size": 64,
+}
+FOCALNET = {
+    "embed_dim": 8,
+    "image_size": 32,
+    "depths": [1, 2],
+    "hidden_sizes": [16, 16],
+    "focal_levels": [2, 2],
+    "focal_windows": [3, 3],
+}
+HGNET = {
+    "stem_channels": [3, 8, 12],
+    "stage_in_channels": [12, 16],
+    "stage_mid_channels": [8, 12],
+    "stage_out_channels": [16, 24],
+    "stage_num_blocks": [2, 1],
+    "stage_downsample": [False, True],
+    "stage_light_block": [False, True],
+    "stage_kernel_size": [3, 5],
+    "stage_numb_of_layers": [2, 2],
+    "stage_downsample_strides": [2, 2],
+    "depths": [2, 1],
+    "hidden_sizes": [16, 24],
+    "num_labels": 3,
+}
 
 MBART_DECODER = {
     **BART,
@@ -138,6 +175,117 @@ MODELS: dict[str, tuple[str, str, dict[str, Any]]] = {
         "PoolFormerForImageClassification",
         "PoolFormerConfig",
         {**STAGES, "num_encoder_blocks": 2, "patch_sizes": [7, 3], "strides": [4, 2], "padding": [2, 1]},
+    ),
+    "EfficientNet": (
+        "EfficientNetForImageClassification",
+        "EfficientNetConfig",
+        {
+            "width_coefficient": 0.25,
+            "depth_coefficient": 1.0,
+            "in_channels": [32, 16],
+            "out_channels": [16, 48],
+            "strides": [1, 2],
+            "kernel_sizes": [3, 5],
+            "num_block_repeats": [1, 2],
+            "expand_ratios": [1, 3],
+            "hidden_dim": 320,
+            "image_size": 32,
+        },
+    ),
+    "MobileNet1": ("MobileNetV1ForImageClassification", "MobileNetV1Config", {"depth_multiplier": 0.25}),
+    **{
+        f"MobileNet2-{name}": (
+            f"MobileNetV2For{head}",
+            "MobileNetV2Config",
+            {"depth_multiplier": 0.25, "finegrained_output": full},
+        )
+        for name, head, full in (
+            ("full", "ImageClassification", True),
+            ("narrow", "ImageClassification", False),
+            ("masks", "SemanticSegmentation", False),
+        )
+    },
+    **{
+        f"MobileViT-{name}": (f"MobileViTFor{head}", "MobileViTConfig", MOBILEVIT)
+        for name, head in (("classifier", "ImageClassification"), ("masks", "SemanticSegmentation"))
+    },
+    **{
+        f"MobileViT2-{name}": (f"MobileViTV2For{head}", "MobileViTV2Config", MOBILEVIT2)
+        for name, head in (("classifier", "ImageClassification"), ("masks", "SemanticSegmentation"))
+    },
+    "HGNet2": ("HGNetV2ForImageClassification", "HGNetV2Config", HGNET),
+    "HGNet2-affine": ("HGNetV2ForImageClassification", "HGNetV2Config", {**HGNET, "use_learnable_affine_block": True}),
+    "PPLCNet": ("PPLCNetForImageClassification", "PPLCNetConfig", {"scale": 0.25, "class_expand": 20}),
+    "TextNet": (
+        "TextNetForImageClassification",
+        "TextNetConfig",
+        {"stem_out_channels": 8, "hidden_sizes": [8, 8, 12, 16, 20]},
+    ),
+    "CvT": (
+        "CvtForImageClassification",
+        "CvtConfig",
+        {
+            "embed_dim": [16, 32],
+            "num_heads": [2, 4],
+            "depth": [1, 2],
+            "patch_sizes": [7, 3],
+            "cls_token": [False, True],
+            "mlp_ratio": [2.0, 3.0],
+        },
+    ),
+    "Hiera": (
+        "HieraForImageClassification",
+        "HieraConfig",
+        {
+            "embed_dim": 16,
+            "image_size": [32, 32],
+            "depths": [1, 1, 2],
+            "num_heads": [1, 2, 4],
+            "num_query_pool": 2,
+            "masked_unit_size": [4, 4],
+            "masked_unit_attention": [True, False, False],
+        },
+    ),
+    "FocalNet": ("FocalNetForImageClassification", "FocalNetConfig", FOCALNET),
+    "FocalNet-scales": (
+        "FocalNetForMaskedImageModeling",
+        "FocalNetConfig",
+        {
+            **FOCALNET,
+            "use_layerscale": True,
+            "use_post_layernorm": True,
+            "use_post_layernorm_in_modulation": True,
+            "normalize_modulator": True,
+            "use_conv_embed": True,
+            "encoder_stride": 8,
+        },
+    ),
+    "LeViT": (
+        "LevitForImageClassificationWithTeacher",
+        "LevitConfig",
+        {
+            "image_size": 64,
+            "hidden_sizes": [32, 48, 64],
+            "num_attention_heads": [2, 3, 4],
+            "depths": [1, 1, 1],
+            "key_dim": [4, 4, 4],
+        },
+    ),
+    "SwiftFormer": (
+        "SwiftFormerForImageClassification",
+        "SwiftFormerConfig",
+        {"image_size": 64, "depths": [2, 1], "embed_dims": [8, 12], "mlp_ratio": 2, "downsamples": [True, True]},
+    ),
+    "ViTMSN": ("ViTMSNForImageClassification", "ViTMSNConfig", VIT),
+    "Yolos": (
+        "YolosForObjectDetection",
+        "YolosConfig",
+        {**VIT, "image_size": [32, 32], "num_detection_tokens": 5},
+    ),
+    "ImageGPT": (
+        "ImageGPTForCausalImageModeling",
+        "ImageGPTConfig",
+        {"n_embd": 32, "n_head": 4, "n_layer": 2, "n_positions": 32, "vocab_size": 51, "n_inner": 40},
     ),
     "RegNet-gates": ("RegNetForImageClassification", "RegNetConfig", {**REGNET, "layer_type": "y"}),
     "RegNet-bare": ("RegNetModel", "RegNetConfig", {**REGNET, "layer_type": "x"}),

@@ -29,7 +29,7 @@ AXES = {
     "GPT2": {"h": 3, "embed": 3, "ffn": 2},
 }
 # The parts of these fused projections always have different coefficients or multiplicities.
-FUSED = ("Bloom", "Mpt", "GPTBigCode-multi", "Falcon-multi")
+FUSED = ("Bloom", "Mpt", "GPTBigCode-multi", "Falcon-multi", "FocalNet", "MobileViT2")
 HEADLESS = ("ViT-pooler", "T5-encoder", "CLIPText", "CLIPVision", "SiglipText", "SiglipVision", "Dinov3ViT")
 HEADLESS += (
     "Siglip2Vision",
@@ -40,10 +40,14 @@ HEADLESS += (
     "CLAP-audio",
     "Qwen2AudioEncoder",
     "LasrEncoder",
+    "PPLCNet",
+    "DPR",
 )
+# The gradients of scales that all channels of an image share sum over more products than the tolerance counts.
+SHARED_SCALES = ("HGNet2-affine",)
 # Sines and cosines of new frequencies get weights that learn.
 SINUSOIDS = ("XLNet", "Wav2Vec2Conformer-sinusoids", "Wav2Vec2Bert-sinusoids", "Parakeet")
-TRAINED = [case for case in MODELS if not case.startswith((*FUSED, *HEADLESS, *SINUSOIDS))]
+TRAINED = [case for case in MODELS if not case.startswith((*FUSED, *HEADLESS, *SINUSOIDS, *SHARED_SCALES))]
 # One case per kind of architecture: dense, offset gains, mixtures of experts in four forms, latent attention, encoders,
 # encoder-decoders, convolutions with and without BatchNorm, state spaces and hybrids, images with text.
 KINDS = [
