@@ -251,7 +251,7 @@ ENCODERS: dict[str, tuple[str, str, dict[str, Any]]] = {
         for name, kind, size in (
             ("context", "ContextEncoder", 20),
             ("question", "QuestionEncoder", 0),
-            ("reader", "Reader", 20),
+            ("reader", "Reader", 0),
         )
     },
     "BertGeneration": ("BertGenerationDecoder", "BertGenerationConfig", {**ENCODER, "is_decoder": True}),

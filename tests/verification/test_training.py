@@ -45,9 +45,11 @@ HEADLESS += (
 )
 # The gradients of scales that all channels of an image share sum over more products than the tolerance counts.
 SHARED_SCALES = ("HGNet2-affine",)
+# In evaluation mode, its class keeps the biases of attention from the first step.
+CACHED = ("LeViT",)
 # Sines and cosines of new frequencies get weights that learn.
 SINUSOIDS = ("XLNet", "Wav2Vec2Conformer-sinusoids", "Wav2Vec2Bert-sinusoids", "Parakeet")
-TRAINED = [case for case in MODELS if not case.startswith((*FUSED, *HEADLESS, *SINUSOIDS, *SHARED_SCALES))]
+TRAINED = [case for case in MODELS if not case.startswith((*FUSED, *HEADLESS, *SINUSOIDS, *SHARED_SCALES, *CACHED))]
 # One case per kind of architecture: dense, offset gains, mixtures of experts in four forms, latent attention, encoders,
 # encoder-decoders, convolutions with and without BatchNorm, state spaces and hybrids, images with text.
 KINDS = [
