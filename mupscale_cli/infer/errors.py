@@ -27,5 +27,6 @@ class TinyError(MupscaleError):
 
 
 def first_line(error: Exception) -> str:
-    """Return the first line of an error's message, or its repr if there is no message."""
-    return (str(error).strip().splitlines() or [repr(error)])[0]
+    """Return the first line of an error's message, with the next one if it ends in a colon; or its repr."""
+    lines = [line.strip() for line in str(error).strip().splitlines() if line.strip()] or [repr(error)]
+    return " ".join(lines[:2]) if lines[0].endswith(":") else lines[0]

@@ -8,7 +8,7 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import torch
 from torch import nn
@@ -19,7 +19,7 @@ from mupscale_cli.verification.inputs import reference_inputs
 from mupscale_cli.verification.precision import everything_in
 from mupscale_cli.verification.transformers import import_transformers
 
-Task = Literal["causal-lm", "masked-lm", "seq2seq-lm", "image-classification", "base"]
+Task = str  # one of these, or the name of a class of transformers
 TASKS: dict[Task, str] = {
     "causal-lm": "MODEL_FOR_CAUSAL_LM_MAPPING",
     "masked-lm": "MODEL_FOR_MASKED_LM_MAPPING",
@@ -59,7 +59,10 @@ def model_class(model_type: str, task: Task) -> Any:
     Raises:
         TinyError: transformers has no such class.
     """
-    mapping = getattr(import_transformers(), TASKS[task])
+    transformers = import_transformers()
+    if task not in TASKS:
+        return getattr(transformers, task)
+    mapping = getattr(transformers, TASKS[task])
     try:
         classes = mapping[config_class(model_type)]
     except KeyError as error:
@@ -69,6 +72,8 @@ def model_class(model_type: str, task: Task) -> Any:
 
 def task_of(model_type: str, architectures: object = None) -> Task:
     """Return the task of the class that a config's `architectures` names, or else the model type's first task.
+
+    A class of transformers that has none of the tasks stands for itself.
 
     Raises:
         TinyError: transformers has no class for any task.
@@ -80,6 +85,8 @@ def task_of(model_type: str, architectures: object = None) -> Task:
     for task in available:
         if named == model_class(model_type, task).__name__:
             return task
+    if isinstance(named, str) and getattr(getattr(transformers, named, None), "config_class", None) is config:
+        return named
     if not available:
         raise TinyError(
             f"`{model_type}` is a model for {', '.join(_tasks_of(model_type))}; drafts are made for {', '.join(TASKS)}",
@@ -199,7 +206,7 @@ def tiny_model(
     raise TinyError(
         f"cannot make a tiny `{model_type}` to experiment with: with small sizes its class in transformers cannot "
         f"{last}: {first_line(problem)}",
-        hint=_BY_HAND,
+        hint=f"install what it needs, or {_BY_HAND}" if isinstance(problem, ImportError) else _BY_HAND,
     )
 
 

@@ -3,7 +3,7 @@
 import pytest
 
 from mupscale_cli.infer import tiny
-from mupscale_cli.infer.errors import TinyError
+from mupscale_cli.infer.errors import TinyError, first_line
 from mupscale_cli.infer.tiny import task_of, tiny_model
 from mupscale_cli.infer.tiny_configs import tiny_configs, tiny_sizes
 
@@ -73,3 +73,30 @@ def test_tiny_model_refuses_a_model_that_stays_large(monkeypatch):
     monkeypatch.setattr(tiny, "_MAX_PARAMETERS", 1000)
     with pytest.raises(TinyError, match=r"cannot build a tiny `llama`: .* it still has 0 M parameters"):
         tiny_model("llama")
+
+
+@pytest.mark.parametrize(
+    ("model_type", "named", "head"),
+    [
+        ("llama", "LlamaForCausalLM", "causal-lm"),
+        ("llama", "LlamaForSequenceClassification", "LlamaForSequenceClassification"),
+        ("yolos", "YolosForObjectDetection", "YolosForObjectDetection"),
+        ("llama", "BertForMaskedLM", "causal-lm"),  # of another type
+        ("llama", "MyModel", "causal-lm"),
+    ],
+)
+def test_the_class_that_a_config_names_is_the_one_to_draft_for(model_type, named, head):
+    assert task_of(model_type, [named]) == head
+
+
+def test_a_classifier_without_a_task_of_its_own_is_built_with_its_head():
+    model = tiny_model("llama", task_of("llama", ["LlamaForSequenceClassification"])).model
+    assert "score.weight" in model.state_dict()
+
+
+def test_the_first_line_of_an_error_says_something():
+    assert first_line(ValueError("Class validation error:\n    the sizes differ\nmore")) == (
+        "Class validation error: the sizes differ"
+    )
+    assert first_line(ValueError("one\ntwo")) == "one"
+    assert first_line(ValueError()) == "ValueError()"
