@@ -1,6 +1,7 @@
 """Recording the outputs of modules by their names, and rounding scaled tensors."""
 
 from copy import deepcopy
+from dataclasses import replace
 from fractions import Fraction
 
 import pytest
@@ -9,7 +10,16 @@ from torch import nn
 
 from mupscale_cli.checkpoints.reading import open_checkpoint
 from mupscale_cli.tasks.planning import plan_widening
-from mupscale_cli.verification.activations import following, name_in, recording, round_scaled_tensors
+from mupscale_cli.tasks.widen import widen
+from mupscale_cli.verification import activations
+from mupscale_cli.verification.activations import (
+    following,
+    name_in,
+    planned_modules,
+    predictions,
+    recording,
+    round_scaled_tensors,
+)
 from mupscale_cli.verification.models import build_reference_model
 
 
@@ -117,3 +127,73 @@ def test_names_of_a_base_model_are_found_with_its_prefix():
     assert name_in(model, "wte", known) == "transformer.wte"
     assert name_in(model, "lm_head", known) == "lm_head"
     assert name_in(model, "wpe", known) is None
+
+
+ROOT = 2**0.5
+
+
+@pytest.fixture
+def dory(saved):
+    """A model whose stream has length 1, so that copies in it are 1/sqrt(2) of the originals, and its plan for 2."""
+    source = saved("Dory-untied")
+    return build_reference_model(open_checkpoint(source), torch.float64), plan_widening(source, factor=2)
+
+
+def scales(planned, size):
+    """Return the scales of the copies that the output of a module may have."""
+    narrow = torch.ones(1, 2, size, dtype=torch.float64)
+    wide = torch.zeros(1, 2, planned.weight.target.shape[0], dtype=torch.float64)
+    found = list(predictions(planned, narrow, wide))
+    assert all(torch.equal(value, torch.full_like(wide, value[0, 0, 0])) for value in found)
+    return [float(value[0, 0, 0]) for value in found]
+
+
+def test_a_module_that_reads_the_stream_shows_the_scale_that_all_its_writers_give_it(dory):
+    """The projections of Dory write to the stream with 1/sqrt(2), which its gates show and its queries make up for."""
+    planned = planned_modules(*dory)
+    attention, mlp = "model.layers.1.self_attn", "model.layers.1.mlp"
+    expected = {
+        f"{attention}.gate_proj": (1 / ROOT, [1, 1 / ROOT]),
+        f"{mlp}.up_proj": (1 / ROOT, [1, 1 / ROOT]),
+        f"{attention}.q_proj": (1 / ROOT, [1, ROOT]),
+        f"{attention}.v_proj": (1 / ROOT, [1 / ROOT, 1]),
+        f"{mlp}.down_proj": (1, [1 / ROOT, 1]),
+    }
+    for name, (input_scale, outputs) in expected.items():
+        module = planned[name]
+        assert module.input_scale == pytest.approx(input_scale), name
+        found = scales(module, module.weight.source.shape[0])
+        assert sorted({round(scale, 9) for scale in found}) == sorted({round(each, 9) for each in outputs}), name
+
+
+def test_a_stream_whose_writers_disagree_has_no_known_scale(dory):
+    model, plan = dory
+    last = "layers.2.mlp.down_proj.weight"
+    shards = (
+        replace(
+            shard, tensors=tuple(replace(t, scale=3.0) if t.source.name.endswith(last) else t for t in shard.tensors)
+        )
+        for shard in plan.shards
+    )
+    planned = planned_modules(model, replace(plan, shards=tuple(shards)))
+    assert {module.input_scale for module in planned.values()} == {1.0}
+    gate = planned["model.layers.1.self_attn.gate_proj"]
+    assert scales(gate, gate.weight.source.shape[0]) == [1.0]
+
+
+def test_embeddings_do_not_decide_the_scale_of_the_stream(saved):
+    """Gemma's embedding is divided by a root that its class multiplies by; its layers write what they did."""
+    source = saved("Gemma-tied")
+    planned = planned_modules(
+        build_reference_model(open_checkpoint(source), torch.float64), plan_widening(source, factor=2)
+    )
+    assert {module.input_scale for module in planned.values()} == {1.0}
+
+
+def test_a_right_model_needs_the_scale_of_its_stream(saved, tmp_path, monkeypatch):
+    """Without it, the outputs of a gate that reads the stream are no copies."""
+    monkeypatch.setattr(activations, "_written_scales", lambda _plan: {})
+    found = widen(saved("Dory-untied"), tmp_path / "wide", 2, dtype="float64").verification
+    assert not found.agrees
+    assert found.first_difference.what == "model.layers.0.self_attn.gate_proj"
+    assert all(comparison.max_rel < 1e-11 for comparison in found.comparisons if "logits" in comparison.what)
