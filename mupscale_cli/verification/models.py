@@ -188,7 +188,7 @@ def _load_natively(
     library = checkpoint.library
     assert library.load is not None
     package = _package(library)
-    _check_size(lambda: library.build(package, config), checkpoint)
+    _check_size(_blank(lambda: library.build(package, config)), checkpoint)
     with as_directory(checkpoint, is_alone=True) as directory, everything_in(dtype):
         try:
             model = library.load(package, directory)
@@ -214,7 +214,8 @@ def _load_with_transformers(
         )
     )
     model_class = _model_class(transformers, config, [*map(plain_name, checkpoint.tensors)])
-    _check_size(lambda: _empty_model(transformers, model_class, checkpoint), checkpoint)
+    blank = _blank(lambda: _empty_model(transformers, model_class, checkpoint))
+    _check_size(blank, checkpoint)
     options = {
         "dtype": dtype,
         "attn_implementation": "eager",
@@ -229,6 +230,7 @@ def _load_with_transformers(
         raise VerifyError(f"transformers cannot load `{checkpoint.path}`: {error}") from error
     built: nn.Module = model.eval()
     _compute_tables(built, dtype)
+    _freeze_like(blank, built)
     missing = {name for name in info["missing_keys"] if is_optional(name) and _becomes_nan(built, name)}
     for problem, names in (
         ("missing keys", set(info["missing_keys"]) - missing),
@@ -288,23 +290,37 @@ def _empty_model(transformers: Any, model_class: Any, checkpoint: Checkpoint) ->
     return model
 
 
-def _check_size(build: Callable[[], nn.Module], checkpoint: Checkpoint) -> None:
+def _blank(build: Callable[[], nn.Module]) -> nn.Module | None:
+    """Build a model without data; None if that fails, since loading the model will tell why."""
+    try:
+        with torch.device("meta"):
+            return build()
+    except Exception as error:  # noqa: BLE001 (loading the model will tell)
+        _log.debug("the size of the model is unknown: %s", error)
+        return None
+
+
+def _freeze_like(blank: nn.Module | None, model: nn.Module) -> None:
+    """Freeze the parameters that the class of a model freezes; transformers forgets this when it loads weights."""
+    loaded = dict(model.named_parameters())
+    for name, parameter in blank.named_parameters() if blank is not None else ():
+        if not parameter.requires_grad and name in loaded:
+            loaded[name].requires_grad_(False)
+
+
+def _check_size(blank: nn.Module | None, checkpoint: Checkpoint) -> None:
     """Refuse a config whose model is much larger than the checkpoint, before its memory is allocated.
 
     Args:
-        build: builds the model.
+        blank: the model without data; None if its size is unknown.
         checkpoint: the checkpoint.
 
     Raises:
         VerifyError: the model has more than twice as many elements, parameters and buffers together.
     """
-    try:
-        with torch.device("meta"):
-            model = build()
-    except Exception as error:  # noqa: BLE001 (loading the model will tell)
-        _log.debug("the size of the model is unknown: %s", error)
+    if blank is None:
         return
-    asked = sum(tensor.numel() for tensor in (*model.parameters(), *model.buffers()))
+    asked = sum(tensor.numel() for tensor in (*blank.parameters(), *blank.buffers()))
     stored = sum(math.prod(spec.shape) for spec in checkpoint.specs)
     if asked > 2 * stored + _SMALL_MODEL:
         raise VerifyError(

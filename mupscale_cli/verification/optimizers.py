@@ -24,14 +24,15 @@ _UNDECAYED = re.compile(r"bias|layernorm|rmsnorm|(?:^|\.)norm(?:$|\.)|_norm(?:$|
 
 
 def decayed_parameters(model: nn.Module) -> dict[str, bool]:
-    """Tell for every parameter of a model whether weight decay applies to it: not to norms, and not to biases.
+    """Tell for every parameter that a model trains whether weight decay applies to it: not to norms, and not to biases.
 
     This is what the Trainer of transformers does.
     """
     norms = [f"{name}." for name, module in model.named_modules() if isinstance(module, nn.LayerNorm)]
     return {
         name: not (name.startswith(tuple(norms)) or _UNDECAYED.search(name.lower()))
-        for name, _ in model.named_parameters()
+        for name, parameter in model.named_parameters()
+        if parameter.requires_grad
     }
 
 

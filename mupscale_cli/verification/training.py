@@ -145,7 +145,7 @@ def verify_training(
         if not is_stored(tensor, initial[source], parameter):
             stored.append(name)
         parameter.data.copy_(planned_weight(tensor, initial[source]))
-        parameter.requires_grad_(not tensor.is_new)
+        parameter.requires_grad_(parameter.requires_grad and not tensor.is_new)
     initial.clear()
     parameters = {name: parameter for name, parameter in parameters.items() if name in trained}
     trainee = _trainee(wide, _Start(wide_groups, start.states, named))
@@ -181,11 +181,14 @@ def verify_training(
 
 
 def _prepared(model: nn.Module) -> nn.Module:
-    """Make a model trainable: BatchNorm uses the batch, as in training. Dropout stays off, since it is random."""
+    """Prepare a model for training: BatchNorm uses the batch. Dropout stays off, since it is random.
+
+    What the model's class freezes, such as a table of sines, stays frozen.
+    """
     for module in model.modules():
         if isinstance(module, _BatchNorm):
             module.train()
-    return model.requires_grad_()
+    return model
 
 
 def _wide_parameters(wide: nn.Module, planned_names: Iterable[str]) -> dict[str, nn.Parameter]:
@@ -194,7 +197,8 @@ def _wide_parameters(wide: nn.Module, planned_names: Iterable[str]) -> dict[str,
     targets = {name: name_in(wide, name, names) for name in planned_names}
     found = {name: names[target] for name, target in targets.items() if target is not None}
     planned = set(map(id, found.values()))
-    unplanned = [name for name, parameter in wide.named_parameters() if id(parameter) not in planned]
+    trained = ((name, parameter) for name, parameter in wide.named_parameters() if parameter.requires_grad)
+    unplanned = [name for name, parameter in trained if id(parameter) not in planned]
     if unplanned:
         raise VerifyError(f"the wide model has a parameter `{min(unplanned)}` that is not in the plan")
     return found
@@ -433,7 +437,9 @@ def _largest(values: Tensor) -> float:
 
 
 def batch_loss(inputs: Callable[[nn.Module, int], Inputs], output: Callable[[Any], Tensor], seed: int) -> Loss:
-    """Make a loss for any model: next-token cross-entropy if it takes tokens, else the distance to random targets.
+    """Make a loss for any model: next-token cross-entropy if it has logits for each token, else a distance.
+
+    The tokens are those of the decoder, if there is one; the distance is that to random targets.
 
     Args:
         inputs: returns the inputs of a step, given the model.
@@ -444,9 +450,12 @@ def batch_loss(inputs: Callable[[nn.Module, int], Inputs], output: Callable[[Any
     def loss(model: nn.Module, step: int) -> Tensor:
         batch = inputs(model, step)
         result = output(model(*batch.arguments, **batch.keywords))
-        tokens: Any = batch.keywords.get("input_ids", batch.arguments[0] if batch.arguments else None)
+        first = batch.arguments[0] if batch.arguments else None
+        tokens: Any = next(
+            (batch.keywords[key] for key in ("decoder_input_ids", "input_ids") if key in batch.keywords), first
+        )
         is_text = isinstance(tokens, Tensor) and not tokens.is_floating_point() and result.dim() == 3
-        if is_text and result.shape[-1] > int(tokens.max()):
+        if is_text and result.shape[:2] == tokens.shape and result.shape[-1] > int(tokens.max()):
             return nn.functional.cross_entropy(result[:, :-1].flatten(0, 1), tokens[:, 1:].flatten())
         generator = torch.Generator().manual_seed(seed + step)
         target = torch.randn(result.shape, generator=generator, dtype=torch.float64).to(result.device)

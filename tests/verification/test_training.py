@@ -1,5 +1,6 @@
 """The wide model, with its carried state, takes the same optimizer steps as the narrow one."""
 
+import math
 from dataclasses import replace
 from pathlib import Path
 
@@ -15,10 +16,12 @@ from mupscale_cli.optimizers.rules.table import OPTIMIZERS as RULES
 from mupscale_cli.tasks.planning import identity_plan, plan_widening
 from mupscale_cli.tasks.verify import verify
 from mupscale_cli.tasks.widen import widen
+from mupscale_cli.verification.inputs import Inputs
 from mupscale_cli.verification.optimizers import decayed_parameters
 from mupscale_cli.verification.options import VerifyOptions
 from mupscale_cli.verification.result import CannotVerify
 from mupscale_cli.verification.steps import train_checkpoints
+from mupscale_cli.verification.training import batch_loss
 from training import CASES, OPTIMIZERS, first_steps, make, named_kind, save_training
 
 STEPS, SLOW_STEPS = 8, 20  # a wrong rule shows after two
@@ -242,6 +245,32 @@ def test_frozen_parameters_stay_and_the_others_are_compared(tmp_path):
     check(verify(tmp_path / "wide", dtype="float64", steps=STEPS).training)
     change_groups(tmp_path / "wide", lambda group: group.update(lr=group["lr"] or 1e-9))
     assert not verify(tmp_path / "wide", dtype="float64", steps=STEPS).training.steps_agree
+
+
+@pytest.mark.parametrize("case", ["Marian-tied", pytest.param("Whisper-tied", marks=pytest.mark.slow)])
+def test_what_a_class_freezes_is_not_trained(case, saved, tmp_path):
+    """Their tables of sines have no gradient in training, so that no optimizer moves them."""
+    frozen = {name for name, parameter in build(case).named_parameters() if not parameter.requires_grad}
+    assert frozen
+    assert not frozen & decayed_parameters(build(case)).keys()
+    widen(saved(case), tmp_path / "wide", 2, verify=False)
+    assert verify(tmp_path / "wide", dtype="float64", steps=2).training.agrees
+
+
+def test_logits_of_a_decoder_are_compared_with_its_own_words():
+    """The encoder of Florence-2 reads images as well as words, so that its sequence is longer."""
+
+    class Output(dict):
+        logits = torch.zeros(2, 5, 7, requires_grad=True)
+
+    inputs = Inputs((), {"input_ids": torch.zeros(2, 9).long(), "decoder_input_ids": torch.full((2, 5), 3)}, "")
+    loss = batch_loss(lambda _model, _step: inputs, lambda output: output.logits, 0)
+    value = loss(lambda **_keywords: Output(), 0)
+    value.backward()
+    assert value.item() == pytest.approx(math.log(7))
+    assert Output.logits.grad[..., 3].lt(0).sum() == 2 * 4
+    del inputs.keywords["decoder_input_ids"]
+    assert loss(lambda **_keywords: Output(), 0).item() != pytest.approx(math.log(7))
 
 
 # Default decay ------------------------------------------------------------------------------------
