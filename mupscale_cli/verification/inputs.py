@@ -23,9 +23,11 @@ BATCH = 2
 LENGTH = 16
 _IMAGE = 64
 _FRAMES = 64  # of a spectrogram whose length the model leaves open
-_SAMPLES = 8192  # of a waveform, where the config says nothing about the convolutions that read it
+_SAMPLES = 8000  # of a waveform, where the config says nothing about the convolutions that read it: half a second
 # Config keys for the bands of spectrograms that a model takes frame by frame.
-_BANDS = ("feature_projection_input_dim", "input_feat_per_channel", "input_dim")
+_BANDS = ("feature_projection_input_dim", "input_feat_per_channel", "input_dim", "input_size")
+# Config keys for the part of a model that reads sound.
+_SOUND = ("audio_config", "encoder_config", "acoustic_tokenizer_encoder_config", "encoder")
 
 
 @dataclass(frozen=True)
@@ -118,37 +120,36 @@ def _transformers_inputs(model: Any, generator: torch.Generator) -> Inputs:
     reads = inspect.signature(model.forward).parameters
     if "grid_thw" in reads:
         return _encoder_inputs(config, reads, model.dtype, generator)
-    name = getattr(model, "main_input_name", "input_ids")
-    reads = inspect.signature(model.forward).parameters
-    if name == "pixel_values" and "input_ids" in reads and getattr(config, "text_config", None) is not None:
-        name = "input_ids"  # BLIP names its images first
+    name = _input_name(model, config, reads)
     if name == "pixel_values" and "spatial_shapes" in reads:
         return Inputs((), _rows_of_patches(config, model.dtype, generator), f"{BATCH} random images as rows of patches")
     if name not in _KINDS:
         raise _unknown_kind(name)
-    values, description = _KINDS[name](config, generator)
+    values, description = _KINDS[name](model, config, generator)
     if name == "input_ids":
         values = _for_head(model, values)
     keywords = {name: values}
     if getattr(config, "is_encoder_decoder", False):
-        keywords["decoder_input_ids"] = _tokens(config, generator)[0]
+        keywords["decoder_input_ids"] = _decoder_tokens(config, generator)
     if name == "input_ids":
         keywords |= _beside_tokens(config, reads, values, generator)
-    if name == "input_ids" and getattr(config, "vision_config", None) is not None and "pixel_values" not in reads:
-        description += " without images"  # this class takes them in a form of its own
-    elif name == "input_ids" and getattr(config, "vision_config", None) is not None:
-        keywords |= _image_inputs(model, config, generator)
-        if "qformer_input_ids" in reads:  # the instruction, which the queries read as well
-            keywords["qformer_input_ids"] = random_tokens(config.qformer_config.vocab_size, LENGTH, generator)
-        keywords[name] = _with_placeholders(model, keywords, image_token(config), _features_of(model, "image"))
-        if "mm_token_type_ids" in reads:
-            keywords["mm_token_type_ids"] = torch.eq(keywords[name], image_token(config) or 0).long()
-        description += " with images"
-    elif name == "input_ids" and getattr(config, "audio_config", None) and _features_of(model, "audio") is not None:
-        keywords |= _sound_inputs(model, config, generator)
-        keywords[name] = _with_placeholders(model, keywords, audio_token(config), _features_of(model, "audio"))
-        description += " with sounds"
+    if name == "input_ids" and getattr(config, "vision_config", None) is not None:
+        if "pixel_values" not in reads:
+            return Inputs((), keywords, f"{description} without images")  # this class takes them in a form of its own
+        return Inputs((), keywords | _beside_images(model, config, keywords, generator), f"{description} with images")
+    if name == "input_ids" and _sound_config(config) is not None and _features_of(model, "audio") is not None:
+        return Inputs((), keywords | _beside_sounds(model, config, keywords, generator), f"{description} with sounds")
     return Inputs((), keywords, description)
+
+
+def _input_name(model: Any, config: Any, reads: Mapping[str, Any]) -> str:
+    """Return the argument that a model's inputs have above all."""
+    name: str = getattr(model, "main_input_name", "input_ids")
+    if name == "inputs":  # what its encoder reads
+        return str(model.encoder.main_input_name)
+    if name == "pixel_values" and "input_ids" in reads and getattr(config, "text_config", None) is not None:
+        return "input_ids"  # BLIP names its images first
+    return name
 
 
 def _beside_tokens(
@@ -161,6 +162,33 @@ def _beside_tokens(
     if "pixel_values" in reads and getattr(config, "visual_embed", False):  # a picture of the page
         inputs["pixel_values"] = _images(config, generator)[0]
     return inputs
+
+
+def _beside_images(
+    model: Any, config: Any, keywords: Mapping[str, Tensor], generator: torch.Generator
+) -> dict[str, Tensor]:
+    """Make the images of texts, and put placeholders for them in front of these."""
+    reads = inspect.signature(model.forward).parameters
+    made = _image_inputs(model, config, generator)
+    if "qformer_input_ids" in reads:  # the instruction, which the queries read as well
+        made["qformer_input_ids"] = random_tokens(config.qformer_config.vocab_size, LENGTH, generator)
+    features_of = _features_of(model, "image")
+    made["input_ids"] = _with_placeholders(model, {**keywords, **made}, image_token(config), features_of)
+    if "mm_token_type_ids" in reads:
+        made["mm_token_type_ids"] = torch.eq(made["input_ids"], image_token(config) or 0).long()
+    return made
+
+
+def _beside_sounds(
+    model: Any, config: Any, keywords: Mapping[str, Tensor], generator: torch.Generator
+) -> dict[str, Any]:
+    """Make the sounds of texts, and put placeholders for them in front of these."""
+    made = _sound_inputs(model, config, generator)
+    features_of = _features_of(model, "audio")
+    if hears_while_it_writes(config):
+        count = _num_features(model, {**keywords, **made}, features_of)
+        return {**made, "input_ids": keywords["input_ids"][:, :count]}
+    return {**made, "input_ids": _with_placeholders(model, {**keywords, **made}, audio_token(config), features_of)}
 
 
 def _image_inputs(model: Any, config: Any, generator: torch.Generator) -> dict[str, Tensor]:
@@ -255,6 +283,11 @@ def _tiles(config: Any, vision: Any, size: list[int]) -> int:
     return int((height // tile) * (width // tile))
 
 
+def _sound_config(config: Any) -> Any:
+    """Return the config of the part of a model that reads sound, or None."""
+    return next((value for key in _SOUND if (value := getattr(config, key, None)) is not None), None)
+
+
 def _features_of(model: Any, kind: str) -> Any:
     """Return the function that turns images or sounds into features, which some heads leave to their model, or None."""
     name = f"get_{kind}_features"
@@ -262,12 +295,18 @@ def _features_of(model: Any, kind: str) -> Any:
 
 
 def _sound_inputs(model: Any, config: Any, generator: torch.Generator) -> dict[str, Tensor]:
-    """Make one spectrogram per text."""
-    spectrograms = _spectrograms(config.audio_config, generator)[0].to(model.dtype)
+    """Make one spectrogram or waveform per text, and the masks of its frames that the class takes."""
     parameters = inspect.signature(model.forward).parameters
-    masks = [name for name in ("feature_attention_mask", "input_features_mask", "padding_mask") if name in parameters]
-    mask = torch.ones(BATCH, spectrograms.shape[-1], dtype=torch.long)
-    return {"input_features": spectrograms, **dict.fromkeys(masks, mask)}
+    name = "input_features" if "input_features" in parameters else "input_values"
+    sounds = _KINDS[name](model, _sound_config(config), generator)[0].to(model.dtype)
+    owners = (model, getattr(model, "model", None))  # a head may pass all its arguments to its model
+    encoders = [encode for owner in owners if (encode := getattr(owner, "get_audio_features", None))]
+    taken = {parameter for encode in encoders for parameter in inspect.signature(encode).parameters}
+    masks = {"feature_attention_mask", "input_features_mask", "padding_mask"} & taken & set(parameters)
+    by_frames = name == "input_features" and sounds.shape[1] != _sound_config(config).num_mel_bins
+    mask = torch.ones(BATCH, sounds.shape[1 if by_frames else -1], dtype=torch.long)
+    exact: dict[str, Any] = {"sample": False} if "sample" in parameters else {}  # without noise on the features
+    return {name: sounds, **dict.fromkeys(sorted(masks), mask), **exact}
 
 
 def _with_placeholders(
@@ -277,15 +316,28 @@ def _with_placeholders(
     tokens = keywords["input_ids"]
     if placeholder is None or features_of is None:  # models such as CLIP take images and texts separately
         return tokens
+    count = _num_features(model, keywords, features_of)
+    return torch.cat([torch.full((BATCH, count), placeholder), tokens], dim=1)
+
+
+def _num_features(model: Any, keywords: Mapping[str, Tensor], features_of: Callable[..., Any]) -> int:
+    """Return how many features a model makes of one image or sound."""
     device = next(model.parameters()).device
-    features = features_of(**{key: value.to(device) for key, value in keywords.items() if key != "input_ids"})
+    if "input_ids" in inspect.signature(features_of).parameters:  # the places of the features; its encoder does without
+        features_of = model.get_submodule(f"{model.base_model_prefix}.audio_tower")
+    given = {key: value for key, value in keywords.items() if key != "input_ids"}
+    features = features_of(**{k: v.to(device) if isinstance(v, Tensor) else v for k, v in given.items()})
     pooled = getattr(features, "pooler_output", None)
     if pooled is None and (blocks := getattr(features, "deepstack_features", None)):
         pooled = blocks[0][1]  # features for several blocks, as many for each
     features = getattr(features, "last_hidden_state", features) if pooled is None else pooled
     features = torch.cat(tuple(features)) if isinstance(features, (list, tuple)) else features
-    count = features.numel() // features.shape[-1] // BATCH
-    return torch.cat([torch.full((BATCH, count), placeholder), tokens], dim=1)
+    return int(features.numel() // features.shape[-1] // BATCH)
+
+
+def hears_while_it_writes(config: Any) -> bool:
+    """Tell whether each token reads the sound of its own time, so that no text continues without sound."""
+    return hasattr(config, "audio_length_per_tok")
 
 
 def image_token(config: Any) -> int | None:
@@ -321,15 +373,33 @@ def _images(config: Any, generator: torch.Generator) -> tuple[Tensor, str]:
 
 def _tokens(config: Any, generator: torch.Generator) -> tuple[Tensor, str]:
     length = getattr(config, "segment_means_seq_len", LENGTH)  # Nyströmformer takes texts of one length
-    tokens = random_tokens(config.get_text_config().vocab_size, length, generator)
-    return _as_text(config, tokens), f"{BATCH} sequences of {length} random tokens"
+    tokens = _as_text(config, random_tokens(config.get_text_config().vocab_size, length, generator))
+    return _with_codes(config, tokens, generator), f"{BATCH} sequences of {length} random tokens"
+
+
+def _decoder_tokens(config: Any, generator: torch.Generator) -> Tensor:
+    """Draw tokens for a decoder, which may read several channels of codes at once."""
+    decoder: Any = getattr(config, "decoder_config", None)
+    channels = getattr(decoder, "num_channels", None)
+    if channels is None:
+        return _tokens(config, generator)[0]
+    return torch.randint(decoder.vocab_size, (BATCH, LENGTH, channels), generator=generator)
+
+
+def _with_codes(config: Any, tokens: Tensor, generator: torch.Generator) -> Tensor:
+    """Put the codes of its sound beside each token, for models that read both."""
+    if not hasattr(config, "codebook_vocab_size"):
+        return tokens
+    shape = (*tokens.shape, config.num_codebooks)
+    codes = torch.randint(config.codebook_vocab_size, shape, generator=generator)
+    return torch.cat([tokens[..., None], codes], dim=-1)
 
 
 def varied_tokens(config: Any, generator: torch.Generator, batch: int, length: int) -> Tensor:
     """Draw tokens of shape (batch, length) in random order, none twice before all of the vocabulary have occurred."""
     vocab_size, count = config.get_text_config().vocab_size, batch * length
     orders = [torch.randperm(vocab_size, generator=generator) for _ in range(-(-count // vocab_size))]
-    return _as_text(config, torch.cat(orders)[:count].view(batch, length))
+    return _with_codes(config, _as_text(config, torch.cat(orders)[:count].view(batch, length)), generator)
 
 
 def _unknown_kind(name: str) -> CannotVerify:
@@ -364,34 +434,56 @@ def _as_text(config: Any, tokens: Tensor) -> Tensor:
     return tokens
 
 
-def _spectrograms(config: Any, generator: torch.Generator) -> tuple[Tensor, str]:
-    """Make spectrograms: of bands by frames if the encoder has the keys of Whisper, else of frames by bands."""
-    config = getattr(config, "encoder_config", None) or config
+def _convolves_bands(model: nn.Module, bands: int | None) -> bool:
+    """Tell whether the first layer that reads as many channels as a spectrogram has bands convolves over its frames."""
+    for module in model.modules():
+        if isinstance(module, nn.Conv1d) and module.in_channels == bands:
+            return True
+        if isinstance(module, nn.Linear) and module.in_features == bands:
+            return False
+    return False
+
+
+def _spectrograms(model: nn.Module, config: Any, generator: torch.Generator) -> tuple[Tensor, str]:
+    """Make spectrograms: of bands by frames if convolutions over time read them, else of frames by bands."""
+    config = _sound_config(config) or config
     bands = next((value for key in _BANDS if (value := getattr(config, key, None))), None)
     if bands is not None:
         shape: tuple[int, ...] = (BATCH, _FRAMES, bands)
     elif hasattr(config, "spec_size"):  # read as images of one channel
         shape = (BATCH, 1, config.spec_size**2 // config.num_mel_bins, config.num_mel_bins)
+    elif hasattr(config, "n_window"):  # cut into windows
+        shape = (BATCH, config.num_mel_bins, 4 * config.n_window)
     elif hasattr(config, "max_source_positions"):
         shape = (BATCH, config.num_mel_bins, 2 * config.max_source_positions)  # the encoder halves their length
+    elif _convolves_bands(model, getattr(config, "num_mel_bins", None)):
+        shape = (BATCH, config.num_mel_bins, _FRAMES)
     elif hasattr(config, "num_mel_bins"):
-        shape = (BATCH, getattr(config, "max_length", _FRAMES), config.num_mel_bins)
+        first = _first_layer(model)  # which may read several frames side by side
+        bands = first.in_features if isinstance(first, nn.Linear) else config.num_mel_bins
+        shape = (BATCH, getattr(config, "max_length", _FRAMES), bands)
+    elif hasattr(config, "d_model"):  # frames that the residual stream reads as they are
+        shape = (BATCH, _FRAMES, config.d_model)
     else:
         raise _unknown_kind("input_features")
     return torch.randn(shape, generator=generator, dtype=torch.float64), f"{BATCH} random spectrograms"
 
 
-def _waveforms(config: Any, generator: torch.Generator) -> tuple[Tensor, str]:
-    if hasattr(config, "num_mel_bins"):  # some models give this name to spectrograms
-        return _spectrograms(config, generator)
-    strides = getattr(config, "conv_stride", None)
-    samples = LENGTH * math.prod(strides) + sum(config.conv_kernel) if strides else _SAMPLES
-    return torch.randn((BATCH, samples), generator=generator, dtype=torch.float64), f"{BATCH} random waveforms"
+def _waveforms(model: nn.Module, config: Any, generator: torch.Generator) -> tuple[Tensor, str]:
+    if hasattr(config, "num_mel_bins") and not hasattr(config, "conv_stride"):  # some give this name to spectrograms
+        return _spectrograms(model, config, generator)
+    config = _sound_config(config) or config
+    strides = getattr(config, "conv_stride", None) or getattr(config, "downsampling_ratios", None)
+    samples = LENGTH * math.prod(strides) + sum(getattr(config, "conv_kernel", ())) if strides else _SAMPLES
+    # Classes with a mask of this name take the channel as well; those of wav2vec 2.0 add it.
+    has_channels = "padding_mask" in inspect.signature(model.forward).parameters
+    shape = (BATCH, 1, samples) if has_channels else (BATCH, samples)
+    return torch.randn(shape, generator=generator, dtype=torch.float64), f"{BATCH} random waveforms"
 
 
-_KINDS = {
-    "input_ids": _tokens,
-    "pixel_values": _images,
+_KINDS: dict[str, Callable[[nn.Module, Any, torch.Generator], tuple[Tensor, str]]] = {
+    "input_ids": lambda _, config, generator: _tokens(config, generator),
+    "pixel_values": lambda _, config, generator: _images(config, generator),
     "input_features": _spectrograms,
     "input_values": _waveforms,
 }

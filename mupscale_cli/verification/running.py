@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from mupscale_cli.errors import VerifyError
 from mupscale_cli.verification.activations import Trace, recording
-from mupscale_cli.verification.inputs import BATCH, LENGTH, Inputs, image_token, random_tokens
+from mupscale_cli.verification.inputs import BATCH, LENGTH, Inputs, hears_while_it_writes, image_token, random_tokens
 from mupscale_cli.verification.models import Coverage, coverage
 from mupscale_cli.verification.outputs import output_tensor
 from mupscale_cli.verification.placement import Placement
@@ -133,6 +133,8 @@ def _generates(model: nn.Module, inputs: Inputs) -> bool:
     """Tell whether a model continues the text of its inputs token by token."""
     if "input_ids" not in inputs.keywords or getattr(model, "main_input_name", "input_ids") != "input_ids":
         return False  # BLIP continues an image, not a text
+    if hears_while_it_writes(model.config) or inputs.keywords["input_ids"].dim() > 2:
+        return False
     if "text" not in (getattr(model, "output_modalities", None) or ("text",)):
         return False
     can_generate = getattr(model, "can_generate", None)

@@ -7,7 +7,7 @@ import torch
 from safetensors.torch import save_file
 from torch import nn
 
-from helpers import MLP_MODULE, mlp_tensors
+from helpers import MLP_MODULE, build, mlp_tensors
 from mupscale_cli.tasks.planning import plan_widening
 from mupscale_cli.tasks.widen import widen
 from mupscale_cli.verification.inputs import Inputs, reference_inputs, user_inputs
@@ -52,6 +52,34 @@ def test_images_have_the_size_in_the_config(size, shape):
 def test_sounds_have_the_size_in_the_config(config, shape):
     inputs = reference_inputs(Stub("input_values", **config), torch.Generator())
     assert inputs.keywords["input_values"].shape[1:] == shape
+
+
+def test_spectrograms_lie_as_the_first_layer_reads_them():
+    stub = Stub("input_features", num_mel_bins=4)
+    frames_first = reference_inputs(stub, torch.Generator()).keywords["input_features"]
+    assert frames_first.shape == (2, 64, 4)
+    stub.embed = nn.Linear(8, 6)  # two frames side by side
+    assert reference_inputs(stub, torch.Generator()).keywords["input_features"].shape == (2, 64, 8)
+    stub.embed = nn.Conv1d(4, 6, 3)
+    assert reference_inputs(stub, torch.Generator()).keywords["input_features"].shape == (2, 4, 64)
+
+
+@pytest.mark.parametrize("case", ["VoxtralRealtime-tied", "Kyutai", "VibeVoiceAsr", "MusicFlamingo", "Dia"])
+def test_models_of_sound_get_all_that_they_read(case):
+    model = build(case)
+    inputs = reference_inputs(model, torch.Generator().manual_seed(0)).keywords
+    tokens = inputs["input_ids"]
+    if case == "Kyutai":  # codes beside each token
+        assert tokens.shape == (2, 16, 1 + model.config.num_codebooks)
+        assert 0 <= tokens[..., 1:].min() <= tokens[..., 1:].max() < model.config.codebook_vocab_size
+    elif case == "Dia":
+        assert inputs["decoder_input_ids"].shape == (2, 16, 3)
+    elif case == "VoxtralRealtime-tied":  # one feature for each token
+        assert tokens.shape[1] * model.config.audio_length_per_tok == inputs["input_features"].shape[2]
+    else:
+        assert (tokens == model.config.audio_token_id).any(dim=1).all()
+    assert ("sample" in inputs) == (case == "VibeVoiceAsr")
+    model(**inputs)
 
 
 def test_other_kinds_of_inputs_cannot_be_verified():
