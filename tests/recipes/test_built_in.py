@@ -134,9 +134,9 @@ def test_every_transformers_recipe_has_a_test_model():
 
     A part of a model that has several is tried with it.
     """
-    configs = {getattr(transformers, config) for _, config, _ in MODELS.values()}
-    parts = {part for config in configs for part in config.sub_configs.values() if hasattr(part, "model_type")}
-    tried = {config.model_type for config in configs | parts}
+    configs = [getattr(transformers, config)(**settings) for _, config, settings in MODELS.values()]
+    parts = [getattr(config, name, None) for config in configs for name in config.sub_configs]
+    tried = {config.model_type for config in (*configs, *parts) if config is not None}
     recipes = matched_values()
     tried_recipes = {name for model_type in tried for name in recipes.get(model_type, ())}
     named = set(recipes) - {"nanogpt", "nanogpt-mup", "llama4"} - tried
