@@ -11,11 +11,12 @@ True
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
-
 __version__ = "0.1.0"
 
+TYPE_CHECKING = False  # importing this package imports nothing, so that the command handles Ctrl-C from the start
 if TYPE_CHECKING:
+    from typing import Any
+
     from mupscale_cli.architecture.loading import load_recipe
     from mupscale_cli.architecture.types import Recipe
     from mupscale_cli.errors import MupscaleError

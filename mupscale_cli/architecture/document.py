@@ -123,9 +123,9 @@ class Entries:
 Node = Union[Text, Items, Entries]
 
 
-_KINDS: dict[type[Failure], tuple[str, str]] = {
-    RecipeError: ("recipe", "the recipe language"),
-    RunError: ("job file", "a job file"),
+_KINDS: dict[type[Failure], tuple[str, str, str]] = {  # title, what its language is called, what a document has
+    RecipeError: ("recipe", "the recipe language", "YAML with `axes:` and `tensors:` (`mupscale help recipes`)"),
+    RunError: ("job file", "a job file", "YAML with a list of `steps:` (`mupscale help pipelines`)"),
 }
 
 
@@ -140,7 +140,7 @@ def parse_document(text: str, file: str, failure: type[Failure] = RecipeError) -
     Raises:
         RecipeError, RunError: the document is not YAML, not a mapping, too large or too deep, or uses anchors or tags.
     """
-    kind, _ = _KINDS[failure]
+    kind, _, form = _KINDS[failure]
     if len(text) > MAX_BYTES:
         raise failure(f"{file}: the {kind} is larger than {MAX_BYTES} bytes")
     lines = text.splitlines()
@@ -160,10 +160,11 @@ def parse_document(text: str, file: str, failure: type[Failure] = RecipeError) -
     except yaml.YAMLError as error:
         raise failure(f"{file}: not valid YAML: {error}") from error
     if root is None:
-        raise failure(f"{file}: the {kind} is empty")
+        raise failure(f"{file}: the {kind} is empty", hint=f"a {kind} is {form}")
     node = _convert(root, document, lines)
     if not isinstance(node, Entries):
-        raise failure(f"{file}: expected a mapping at the top level", hint=f"pass the YAML file of a {kind}")
+        found = "a list" if isinstance(node, Items) else "plain text"
+        raise failure(f"{file} is no {kind}: it contains {found}, expected `KEY: VALUE`", hint=f"a {kind} is {form}")
     return node
 
 

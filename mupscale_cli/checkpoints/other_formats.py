@@ -8,9 +8,11 @@ from __future__ import annotations
 import re
 from collections.abc import Collection
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from fnmatch import fnmatchcase
 from pathlib import Path
+
+from mupscale_cli.text import listed
 
 _LONGEST = 16  # bytes of a magic number
 _LFS = b"version https://"
@@ -203,17 +205,23 @@ EMPTY = OtherFormat("an empty folder", "download or save the checkpoint again")
 UNKNOWN_FILE = OtherFormat(
     "a file of a format that mupscale does not know", "pass a safetensors file or a model's folder"
 )
-UNKNOWN_FOLDER = OtherFormat(
-    "a folder whose content mupscale does not know", "pass a model's folder or a safetensors file"
-)
+UNKNOWN_FOLDER = OtherFormat("", "pass a model's folder or a safetensors file")  # described by what it contains
+_MOST_NAMED = 3  # names of files in a description
 
 
 @dataclass(frozen=True, slots=True)
 class Description:
-    """What a path is that holds no safetensors weights, and how to get weights from it."""
+    """What a path is that holds no safetensors weights, and how to get weights from it.
+
+    Attributes:
+        about: what it is, with an article.
+        hint: how to get weights that can be widened.
+        predicate: the same as a predicate: `is a GGUF file of llama.cpp`, `contains `notes.txt``.
+    """
 
     about: str
     hint: str
+    predicate: str
 
 
 def describe(path: Path) -> Description:
@@ -244,13 +252,17 @@ def describe_folder(folder: Path, names: Collection[str]) -> Description:
     """Describe a folder without safetensors weights, given the names of what it contains, which may be remote."""
     fitting = ((kind, name) for kind in OTHER_FORMATS for name in names if _fits(kind.inside, name))
     kind, name = next(fitting, (UNKNOWN_FOLDER if names else EMPTY, ""))
-    return _described(kind, folder, name)
+    verb = "is" if "folder" in kind.about else "contains"
+    return replace(
+        _described(kind, folder, name), predicate=f"{verb} {kind.about or listed(sorted(names), _MOST_NAMED)}"
+    )
 
 
 def _described(kind: OtherFormat, folder: Path, name: str) -> Description:
     """Fill the placeholders of a kind's hint."""
     places = {"DIR": str(folder), "FILE": str(folder / name), "NAME": name}
-    return Description(kind.about, re.sub(r"\b(DIR|FILE|NAME)\b", lambda match: places[match[1]], kind.hint))
+    hint = re.sub(r"\b(DIR|FILE|NAME)\b", lambda match: places[match[1]], kind.hint)
+    return Description(kind.about, hint, f"is {kind.about}")
 
 
 def _fits(patterns: Collection[str], name: str) -> bool:

@@ -225,5 +225,5 @@ def _exists(path: Path) -> bool:
 
 def output_exists_error(file: Path, *, can_replace: bool = True) -> OutputExistsError:
     """Return the error for an output path that exists; `can_replace` tells whether `--overwrite` would replace it."""
-    replace = ", or replace it with `--overwrite`" if can_replace else ""
-    return OutputExistsError(f"`{file}` already exists", hint=f"choose another name with `-o`{replace}")
+    replace = "replace it with `--overwrite`" if can_replace else "remove it yourself"
+    return OutputExistsError(f"`{file}` already exists", hint=f"choose another name with `-o`, or {replace}")

@@ -396,5 +396,4 @@ def _is_adapter(folder: Path) -> CheckpointError:
 
 
 def _not_supported(path: Path, found: Description) -> CheckpointError:
-    verb = "contains" if path.is_dir() and "folder" not in found.about else "is"
-    return OtherFormatError(f"`{path}` {verb} {found.about}, not weights that can be widened", hint=found.hint)
+    return OtherFormatError(f"`{path}` {found.predicate}, not weights that can be widened", hint=found.hint)

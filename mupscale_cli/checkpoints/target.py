@@ -19,6 +19,7 @@ from mupscale_cli.text import bytes_text
 
 _DISK_SLACK = 64 << 20  # headers, config, tokenizer
 _MOST_SHOWN = 5  # names in a message
+_REMOVE = "remove it yourself, or choose another name with `-o`"
 
 
 def check_output(
@@ -130,8 +131,11 @@ def _identities(path: Path) -> Iterator[tuple[int, int]]:
 def _refuse_kind(path: Path, *, is_directory: bool) -> None:
     """Check that an existing path is no link, and a folder where one is expected."""
     if path.is_symlink() or path.is_dir() != is_directory:
-        kind = "directory" if is_directory else "file"
-        raise OutputError(f"`{path}` is not a {kind}, so `--overwrite` does not replace it")
+        found = "a link" if path.is_symlink() else "a file" if is_directory else "a folder"
+        kind = "a folder" if is_directory else "a file"
+        raise OutputError(
+            f"`{path}` is {found}, and the output is {kind}, so `--overwrite` does not replace it", hint=_REMOVE
+        )
 
 
 def _require_record(output: Path) -> None:
@@ -192,7 +196,7 @@ def existing_record(output: Path) -> dict[str, Any] | None:
 def _not_ours(path: Path, why: str) -> OutputError:
     return OutputError(
         f"`{path}` was not written by mupscale ({why}), so `--overwrite` does not replace it",
-        hint="remove it yourself, or choose another name with `-o`",
+        hint=_REMOVE,
     )
 
 

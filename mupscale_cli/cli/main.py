@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import atexit
 import gc
+import io
 import os
 import signal
 import sys
 import traceback
 import warnings
 from contextlib import suppress
-from typing import NoReturn
+from typing import Any, BinaryIO, NoReturn, cast
 
 import typer
 
@@ -20,12 +21,14 @@ from mupscale_cli.cli.overview import overview
 from mupscale_cli.errors import Interrupted, MupscaleError, Terminated, without_secrets
 
 _NO_THREAD = "can't start new thread"  # Python's message
+_STDOUT = "standard output"
 BUG = 70  # EX_SOFTWARE of sysexits.h; Python's own 1 means that the models differ
 
 
 def main() -> None:
     """Run the command line. Errors that the user can fix print one message and exit with 2."""
     _require_streams()
+    _name_stdout()
     signal.signal(signal.SIGTERM, _terminate)
     _collect_less()
     warnings.filterwarnings("ignore", message="Failed to initialize NumPy")  # from torch; mupscale uses no NumPy
@@ -33,9 +36,12 @@ def main() -> None:
     consoles.manner.set(consoles.Manner(color=color if color in consoles.COLORS else "auto"))
     try:
         code = _application()(prog_name="mupscale", standalone_mode=False, color=consoles.forced_color())
+        sys.stdout.flush()  # while an error can still be reported
         sys.exit(code if isinstance(code, int) else 0)
     except NotParsed as error:
         _fail(usage_error(error))
+    except typer.Abort as error:  # Ctrl-C before a command begins
+        raise KeyboardInterrupt from error
     except Interrupted as error:
         from mupscale_cli.cli import output
 
@@ -45,6 +51,12 @@ def main() -> None:
     except MupscaleError as error:
         _fail(error)
     except OSError as error:  # full disk, missing permission: not caught closer to its cause
+        if error.filename == _STDOUT:
+            from mupscale_cli.cli import output
+
+            output.discard_stdout()
+            if isinstance(error, BrokenPipeError):
+                sys.exit(output.BROKEN_PIPE)
         place = f"`{error.filename}`: " if error.filename is not None else ""
         _fail(MupscaleError(f"{place}{error.strerror or error}"), cause=error)
     except RuntimeError as error:
@@ -85,6 +97,35 @@ def _require_streams() -> None:
         sys.exit(MupscaleError.exit_code)
 
 
+class _Stdout(io.FileIO):
+    """Standard output, named in the errors of writing to it."""
+
+    def write(self, data: Any, /) -> int:
+        """Write bytes; return how many were written."""
+        try:
+            return super().write(data)
+        except OSError as error:
+            error.filename = _STDOUT
+            raise
+
+
+def _name_stdout() -> None:
+    """Replace standard output by one whose errors say that it was standard output."""
+    stream = sys.stdout
+    buffer = getattr(stream, "buffer", None)
+    if not isinstance(stream, io.TextIOWrapper) or type(getattr(buffer, "raw", buffer)) is not io.FileIO:
+        return  # a console of Windows, or a test's
+    stream.flush()
+    raw = _Stdout(stream.fileno(), "w", closefd=False)
+    sys.stdout = io.TextIOWrapper(
+        cast("BinaryIO", raw) if stream.write_through else io.BufferedWriter(raw),
+        stream.encoding,
+        stream.errors,
+        line_buffering=bool(stream.line_buffering),
+        write_through=stream.write_through,
+    )
+
+
 def _application() -> typer.Typer:
     """Return the given command, or only the list of commands. Completion in a shell needs all of them."""
     is_completing = "_MUPSCALE_COMPLETE" in os.environ
@@ -104,7 +145,9 @@ def _fail(error: MupscaleError, *, cause: BaseException | None = None, code: int
         # A cause may quote secrets that the message omits, for example an address with a token in it.
         sys.stderr.write(without_secrets("".join(traceback.format_exception(cause or error))))
     code = error.exit_code if code is None else code
-    print_error_document(error, type(cause or error).__name__, code)
+    with suppress(OSError):  # such as the one that is being reported
+        print_error_document(error, type(cause or error).__name__, code)
+        sys.stdout.flush()
     sys.exit(code)
 
 

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import functools
 import inspect
-from collections.abc import Callable, Sequence
+import signal
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
 from typing import Annotated, Any
@@ -120,7 +122,9 @@ CleanNames = Annotated[
 ]
 Quiet = Annotated[
     bool,
-    typer.Option("--quiet", "-q", help="Print no progress and no tables, only warnings, errors and what scripts use."),
+    typer.Option(
+        "--quiet", "-q", help="Print only results, warnings and errors: no progress and no report of the work."
+    ),
 ]
 Verbose = Annotated[bool, typer.Option("--verbose", "-v", help="Explain decisions on stderr.")]
 Debug = Annotated[bool, typer.Option("--debug", help="Log everything on stderr, and print tracebacks.")]
@@ -322,7 +326,7 @@ def with_common(command: Callable[..., None]) -> Callable[..., None]:
     def wrapper(*args: Any, **values: Any) -> None:
         said = {name: values.pop(name) for name in _COMMON}
         log_file = said.pop("log_file")
-        with logs.manner_of(consoles.Manner(**said), log_file):
+        with _interruptible(), logs.manner_of(consoles.Manner(**said), log_file):
             try:
                 command(*args, **values)
             except KeyboardInterrupt as stop:
@@ -335,13 +339,26 @@ def with_common(command: Callable[..., None]) -> Callable[..., None]:
                 raise Terminated(f"terminated; {kept}" if kept else "terminated") from stop
             except BrokenPipeError as error:  # for example piped into `head`
                 output.discard_stdout()
-                raise typer.Exit(141) from error
+                raise typer.Exit(output.BROKEN_PIPE) from error
 
     flags = [
         inspect.Parameter(name, inspect.Parameter.KEYWORD_ONLY, default=default, annotation=option)
         for name, (option, default) in _COMMON.items()
     ]
     return _with_parameters(wrapper, (*inspect.signature(command, eval_str=True).parameters.values(), *flags))
+
+
+@contextmanager
+def _interruptible() -> Iterator[None]:
+    """Let Ctrl-C raise KeyboardInterrupt within the context, unless it is ignored."""
+    before = signal.getsignal(signal.SIGINT)
+    if callable(before):
+        signal.signal(signal.SIGINT, signal.default_int_handler)
+    try:
+        yield
+    finally:
+        if callable(before):
+            signal.signal(signal.SIGINT, before)
 
 
 def with_reading(command: Callable[..., None]) -> Callable[..., None]:

@@ -40,6 +40,7 @@ __all__ = [
     "warn",
 ]
 
+BROKEN_PIPE = 141  # exit code; a shell reports SIGPIPE as this
 _IDLE = re.compile(r"token|use_cache|initializer|drop|pretraining_tp|summary")  # keys that no output depends on
 
 

@@ -14,6 +14,8 @@ from mupscale_cli.errors import HubError, Interrupted
 from mupscale_cli.tasks.push import Push, PushOptions, prepare_push
 
 if TYPE_CHECKING:
+    from rich.console import Console
+
     from mupscale_cli.checkpoints.hub.publishing import Published, Status
 
 
@@ -50,14 +52,14 @@ def push(
         if as_json:
             output.print_document("push", push_document(prepared, statuses, None))
         else:
-            _print_files(prepared, statuses)
+            _print_files(output.stdout(), prepared, statuses)
             output.stdout().print(f"\n{prepared.card}", markup=False, soft_wrap=True, highlight=False)
         return
     published = send(prepared, command_line(wide, target, chosen))
     if as_json:
         output.print_document("push", push_document(prepared, published.statuses, published))
     else:
-        _print_files(prepared, published.statuses)
+        _print_files(output.report(), prepared, published.statuses)
         print_published(published)
         if output.is_quiet():
             output.stdout().print(published.url, markup=False, soft_wrap=True)
@@ -129,9 +131,9 @@ def print_published(published: Published) -> None:
     output.report().print(f"\n{outcome}: {published.url}", markup=False, soft_wrap=True)
 
 
-def _print_files(prepared: Push, statuses: Mapping[str, Status]) -> None:
+def _print_files(console: Console, prepared: Push, statuses: Mapping[str, Status]) -> None:
     sizes = {file.name: file.num_bytes for file in prepared.files}
-    result = output.table("file", "size", "", right=("size",))
+    result = output.table("file", "size", "on the Hub", right=("size",))
     for name, status in sorted(statuses.items()):
         result.add_row(name, output.bytes_text(sizes[name]) if name in sizes else "", status)
-    output.report().print(result)
+    console.print(result)

@@ -283,9 +283,9 @@ def _show_plan(
     available = "" if free is None else f", {output.bytes_text(free)} free"
     what = "running both models in float64" if chosen.verify else "writing"
     console.print(f"memory: about {output.bytes_text(memory)} for {what}{available}", markup=False)
+    parts = ", ".join(f"{time_text(seconds)} {what}" for what, seconds in duration.parts.items())
     console.print(
-        f"time: about {time_text(duration.total)}, with {time_text(duration.write)} for writing and "
-        f"{time_text(duration.verify)} for verifying: an estimate for a fast disk, without downloads",
+        f"time: about {time_text(sum(duration.parts.values()))} on a fast disk ({parts}), without downloads",
         markup=False,
         soft_wrap=True,
     )

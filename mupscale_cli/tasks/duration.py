@@ -35,6 +35,17 @@ class Duration:
     def total(self) -> float:
         return self.start + self.hash + self.write + self.read_back + self.verify
 
+    @property
+    def parts(self) -> dict[str, float]:
+        """The phases as people see them, in whole seconds, which add up; none is left out that takes one."""
+        seconds = {
+            "to start": self.start,
+            "to write": self.hash + self.write + self.read_back,
+            "to verify": self.verify,
+        }
+        whole = {what: float(round(each)) for what, each in seconds.items()}
+        return {what: each for what, each in whole.items() if each} or {"to start": 1.0}
+
     def as_record(self) -> dict[str, float]:
         return {**asdict(self), "total": self.total}
 

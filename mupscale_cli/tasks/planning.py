@@ -120,13 +120,30 @@ def _unknown_recipe(checkpoint: Checkpoint, fitting: Sequence[Recipe]) -> Recipe
     names = [recipe.name for recipe in fitting]
     types = [each for recipe in fitting for each in recipe.model_types]
     fits = f"its tensors fit {listed(names, _MAX_NAMED)}" if names else "no recipe fits its tensors"
-    if stored_config(checkpoint) is None:
-        example = f"`--recipe {names[0]}`" if names else "`--recipe NAME`"
-        hint = f"name its recipe, for instance {example}; or put config.json beside the weights"
-        return RecipeError(f"`{checkpoint.display_name}` has no config.json, and {fits}", hint=hint)
-    file = checkpoint.config_file
-    hint = f"add `model_type` to it, or state it, for instance `--set model_type={(types or ['llama'])[0]}`"
-    return RecipeError(f"`{file}` lacks `model_type`, and {fits}", hint=hint)
+    has_config = stored_config(checkpoint) is not None
+    lacks = (
+        f"`{checkpoint.config_file}` lacks `model_type`"
+        if has_config
+        else f"`{checkpoint.display_name}` has no config.json"
+    )
+    example = types[0] if types else "NAME"
+    if not names:
+        hint = (
+            "for a network of your own, draft a recipe (`mupscale recipes infer FILE:FUNCTION -o net.yaml`) and pass "
+            "`--recipe net.yaml --model FILE:FUNCTION`; for a type of transformers, state it: "
+            f"`--set model_type={example}`"
+        )
+    elif has_config:
+        hint = (
+            f"state the type, for instance `--set model_type={example}`; for a class of your own, name the recipe: "
+            f"`--recipe {names[0]} --model FILE:FUNCTION`"
+        )
+    else:
+        hint = (
+            f"name its recipe, for instance `--recipe {names[0]}`, and for a class of your own also "
+            "`--model FILE:FUNCTION`; or put config.json beside the weights"
+        )
+    return RecipeError(f"{lacks}, and {fits}", hint=hint)
 
 
 def require_same_recipe(recipe: Recipe, config: Mapping[str, Any] | None) -> None:

@@ -16,6 +16,7 @@ from mupscale_cli.checkpoints.fates import DRAFT, RECORD, PlannedFile
 from mupscale_cli.checkpoints.header import METADATA_KEY, replace_metadata
 from mupscale_cli.checkpoints.layouts.opening import USUAL, read_sizes
 from mupscale_cli.checkpoints.libraries import library_of
+from mupscale_cli.checkpoints.other_formats import describe
 from mupscale_cli.checkpoints.output_files import copy_file, inner_file, output_errors, write_json, write_text
 from mupscale_cli.checkpoints.reading import Checkpoint, open_checkpoint
 from mupscale_cli.checkpoints.staging import recover
@@ -23,7 +24,7 @@ from mupscale_cli.checkpoints.target import check_output
 from mupscale_cli.checkpoints.yaml_files import write_yaml
 from mupscale_cli.engine.events import SILENT, Events
 from mupscale_cli.engine.ranks import ALONE, Ranks
-from mupscale_cli.errors import CheckpointError, OutputError, OutputExistsError
+from mupscale_cli.errors import CheckpointError, OtherFormatError, OutputError, OutputExistsError
 from mupscale_cli.files import require_unchanged
 from mupscale_cli.optimizers.carrying import plan_carried_state
 from mupscale_cli.optimizers.fates import plan_files
@@ -159,6 +160,8 @@ def _reason_to_write(source: Source, plan: Plan, path: Path, call: WidenCall) ->
             return why
         call.events.phase("checking the existing output", 0)
         return find_changed_file(call, source, open_checkpoint(path))
+    except OtherFormatError:
+        return f"it {describe(path).predicate}, and mupscale did not write it"
     except CheckpointError as error:
         return error.message
 

@@ -57,6 +57,49 @@ def test_a_config_that_is_stated_key_by_key(narrow):
     assert said(*words, "--recipe", "llama", "--set", "tie_word_embeddings=true")[0] == 0
 
 
+def test_a_config_without_model_type(narrow):
+    config = json.loads((narrow / "config.json").read_text())
+    del config["model_type"], config["architectures"]
+    (narrow / "config.json").write_text(json.dumps(config))
+    words = ["widen", str(narrow), "-f", "2", "--dry-run"]
+    text = said(*words)[1]
+    for hint in ("`(--set model_type=llama)`", "`(--recipe llama) --model FILE:FUNCTION`"):
+        assert said(*words, *re.search(hint, text)[1].split())[0] == 0, hint
+    save_file({"a.weight": torch.zeros(2, 3)}, narrow / "model.safetensors")
+    (narrow / "config.json").write_text('{"width": 3}')
+    text = said(*words)[1]
+    assert "`mupscale recipes infer FILE:FUNCTION -o net.yaml`" in text
+    assert "`--set model_type=NAME`" in text  # no type is proposed that does not fit
+    (narrow / "config.json").unlink()
+    assert "`--recipe net.yaml --model FILE:FUNCTION`" in said(*words)[1]
+
+
+def test_an_output_that_something_else_has(narrow, tmp_path):
+    folder, file = tmp_path / "notes", tmp_path / "a.txt"
+    folder.mkdir()
+    (folder / "todo.md").write_text("-")
+    file.write_text("hello")
+    words = ("widen", str(narrow), "-f", "2", "--no-verify", "-o")
+    assert "already exists: it contains `todo.md`, and mupscale did not write it" in said(*words, str(folder))[1]
+    assert "already exists: it is a JSON or text file, and mupscale did not" in said(*words, str(file))[1]
+    for path, why in ((folder, "was not written by mupscale"), (file, "is a file, and the output is a folder")):
+        assert "or remove it yourself" in said(*words, str(path))[1]
+        code, text = said(*words, str(path), "--overwrite")
+        assert (code, why in text, "hint: remove it yourself" in text) == (2, True, True)
+    assert (folder / "todo.md").exists()
+    assert file.read_text() == "hello"
+
+
+def test_a_file_that_is_no_job_and_no_recipe(narrow, tmp_path):
+    (tmp_path / "a.txt").write_text("hello")
+    text = said("run", str(tmp_path / "a.txt"))[1]
+    assert "is no job file: it contains plain text" in text
+    assert "a job file is YAML with a list of `steps:`" in text
+    (tmp_path / "b.yaml").write_text("- hello")
+    text = said("widen", str(narrow), "-f", "2", "--recipe", str(tmp_path / "b.yaml"))[1]
+    assert "is no recipe: it contains a list" in text
+
+
 def test_a_built_in_recipe_that_does_not_fit_needs_no_rule_of_ones_own(narrow):
     assert "another architecture" in said("widen", str(narrow), "-f", "2", "--dry-run", "--recipe", "gpt2")[1]
     tensors = load_file(narrow / "model.safetensors")

@@ -126,7 +126,9 @@ def test_a_dry_run_says_whether_the_disk_has_room(saved, tmp_path, monkeypatch):
     seconds = document["seconds"]
     assert seconds.pop("total") == pytest.approx(sum(seconds.values()))
     assert 0 < seconds["write"] < seconds["verify"]
-    assert "0.0 s for verifying: an estimate" in run(*arguments, "--no-verify").out
+    assert "on a fast disk (2 s to start)" in run(*arguments, "--no-verify").out
+    line = re.search(r"time: about (\d+) s on a fast disk \((.+)\)", run(*arguments).out)
+    assert sum(int(part) for part in re.findall(r"(\d+) s to \w+", line[2])) == int(line[1])
     usage = shutil.disk_usage(tmp_path)
     monkeypatch.setattr(shutil, "disk_usage", lambda _: usage._replace(free=1000))
     full = run(*arguments)

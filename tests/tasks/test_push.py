@@ -138,6 +138,7 @@ def test_unchanged_files_are_not_sent_again(hub, wide):
 
 def test_a_dry_run_shows_files_and_card_and_sends_nothing(hub, wide):
     first = run("push", "wide", "me/wide", "--dry-run")
+    assert run("push", "wide", "me/wide", "--dry-run", "--quiet").out == first.out  # what was asked for
     assert first.code == 0, first.err
     assert BEGIN in first.out
     assert "me/wide" not in hub.repos
