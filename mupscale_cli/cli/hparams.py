@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import re
 import shlex
+from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -13,10 +15,19 @@ from rich.markup import escape
 from mupscale_cli.cli import options, output, usage
 from mupscale_cli.cli.completion import complete_widened
 from mupscale_cli.optimizers.hyperparameters import Hyperparameters, Settings, hyperparameters
-from mupscale_cli.optimizers.narrow_run import choose_settings
+from mupscale_cli.optimizers.narrow_run import choose_settings, optimizers_of
 from mupscale_cli.optimizers.rules.matrices import MUON_FACTORS
+from mupscale_cli.optimizers.rules.powers import SYMBOLS
 from mupscale_cli.optimizers.rules.table import OPTIMIZERS
-from mupscale_cli.optimizers.trainers.formats import LAYOUT_FORMATS, TRAINER_FORMATS, Wide, document, render
+from mupscale_cli.optimizers.trainers.formats import (
+    CODE_FORMATS,
+    LAYOUT_FORMATS,
+    TRAINER_FORMATS,
+    Wide,
+    document,
+    render,
+    render_several,
+)
 from mupscale_cli.record.reading import adapter_growth, read_record, recorded_method
 from mupscale_cli.sweep.report import SweptHyperparameters, read_sweep
 from mupscale_cli.tasks.source import find_source
@@ -111,6 +122,11 @@ def hparams(
         "decay": decay,
     }
     tuned = {field: getattr(swept, field, None) for field in given}
+    kinds = () if adapter is not None else optimizers_of(record)
+    if len(kinds) > 1 and form in CODE_FORMATS and not (as_json or as_yaml or _set(given) or swept):
+        several = [hyperparameters(record, choose_settings(record, {"optimizer": kind}, {})) for kind in kinds]
+        print(render_several(form, several, record, Wide(wide, frozenset(checkpoint.sizes))))  # noqa: T201
+        return
     chosen = choose_settings(record, _set(given), _set(tuned), adapter=adapter is not None)
     settings = replace(chosen, depth=depth, adjust_lr=adjust_lr)
     growth = record if adapter is None else adapter_growth(record, adapter)
@@ -218,7 +234,8 @@ def _print_table(result: Hyperparameters) -> None:
     console.print(table)
     console.print()
     for key, formula in result.formulas.items():
-        console.print(f"{key:<12} = {formula}", markup=False)
+        console.print(f"{key.replace('_', ' '):<12} = {formula}", markup=False)
+    console.print(f"\n{_legend(result.formulas)}", markup=False)
     console.print(
         "\nSchedules multiply each group's lr, so they carry over; betas and step counts stay. Clip gradients by the "
         "weighted norm, sqrt(sum of clip weight x squared norm), as mupscale.clip_grad_norm_ does.",
@@ -228,6 +245,16 @@ def _print_table(result: Hyperparameters) -> None:
         console.print(f"[bold yellow]warning:[/] {escape(warning)}")
     for advice in result.advice:
         console.print(f"[bold]advice:[/] {escape(advice)}")
+
+
+def _legend(formulas: Mapping[str, str]) -> str:
+    """Return what the symbols of the table and of its formulas mean."""
+    used = " ".join(formulas.values())
+    narrow = [name for name in ("lr", "eps", "wd") if re.search(rf"(?<!of )\b{name}\b", used)]
+    symbols = {"n": "number of tensors", "c": SYMBOLS["c"], "m": SYMBOLS["m"]}
+    symbols |= {name: text for name, text in SYMBOLS.items() if re.search(rf"\b{name}\b", used)}
+    named = "; ".join(f"{name}: {text}" for name, text in symbols.items())
+    return f"Right of `=`: {', '.join(narrow)} of the narrow run. {named} (`mupscale help glossary`)."
 
 
 def _common_prefix(names: list[str]) -> str:

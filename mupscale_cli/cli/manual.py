@@ -56,10 +56,10 @@ def _rendered(text: str) -> str:
     console = output.stdout()
     if not console.is_terminal:
         return text
-    from rich.markdown import Markdown
+    from mupscale_cli.cli.markdown import Page
 
     with console.capture() as shown:
-        console.print(Markdown(text, code_theme="ansi_dark"), width=min(console.width, _MAX_WIDTH))
+        console.print(Page(text, code_theme="ansi_dark"), width=min(console.width, _MAX_WIDTH), crop=False)
     return shown.get()
 
 

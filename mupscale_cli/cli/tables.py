@@ -13,8 +13,9 @@ from rich.text import Text
 
 _GAP = 2  # blanks between columns
 _INDENT = "  "  # of continuation lines
+_UNIT = r"(?<=\d) (?:[kMGTP]?B|[kMGT])\b"  # with the blank before it; a number and its unit stay together
 # A piece ends after blanks, after a dot of a name (not a decimal point), or after a slash inside a word.
-_PIECE = re.compile(r"\S*?(?:(?<!\d)\.(?=[^\s.])|\.(?=[^\s.\d])|(?<=\w)/(?=\w)|\s+|$)")
+_PIECE = re.compile(rf"(?:\S|{_UNIT})*?(?:(?<!\d)\.(?=[^\s.])|\.(?=[^\s.\d])|(?<=\w)/(?=\w)|(?!{_UNIT})\s+|$)")
 
 
 @dataclass(frozen=True)

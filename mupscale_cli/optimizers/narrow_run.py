@@ -46,7 +46,15 @@ def _is_plain(value: Any) -> bool:
     return value is None or isinstance(value, (bool, int, str)) or (isinstance(value, float) and math.isfinite(value))
 
 
-def choose_settings(record: Record, options: Mapping[str, Any], swept: Mapping[str, Any], *, adapter: bool) -> Settings:
+def optimizers_of(record: Record) -> tuple[str, ...]:
+    """Return the optimizers whose state was widened, in alphabetical order."""
+    state = record["optimizer_state"]
+    return () if state is None else tuple(sorted({group["optimizer"] for group in state.get("groups", [])}))
+
+
+def choose_settings(
+    record: Record, options: Mapping[str, Any], swept: Mapping[str, Any], *, adapter: bool = False
+) -> Settings:
     """Choose the narrow run's hyperparameters: from the options, else a sweep, else the state, else the defaults.
 
     Args:
@@ -60,12 +68,13 @@ def choose_settings(record: Record, options: Mapping[str, Any], swept: Mapping[s
     """
     state = None if adapter else record["optimizer_state"]
     groups = state.get("groups", []) if state is not None else []
-    kinds = sorted({group["optimizer"] for group in groups})
+    kinds = () if adapter else optimizers_of(record)
     named = options.get("optimizer") or swept.get("optimizer")
     if named is None and len(kinds) > 1:
         raise PlanError(
             f"the state that was widened is that of several optimizers: {listed(kinds)}",
-            hint=f"print the hyperparameters of one of them: `--optimizer {kinds[0]}`",
+            hint=f"print the hyperparameters of one of them, `--optimizer {kinds[0]}`; or the lines that continue with "
+            "all of them, `--format loop`",
         )
     rule = optimizer_rule(named or next(iter(kinds), Settings.optimizer))
     fields = [field for field in _FIELDS if field != "eps" or rule.eps is not None]  # a pair of eps is no eps

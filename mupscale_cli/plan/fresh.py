@@ -1,6 +1,6 @@
 """What fresh units require of every tensor, so that the wide model computes the same function.
 
-An axis that grows to a size that is no multiple of its own gets fresh units, which copy none. What keeps them out of
+An axis that grows to a size that is not a multiple of its own gets fresh units, which copy none. What keeps them out of
 the function follows from the layouts alone (page `theory`, "Any size"):
 
 - Fresh units of the residual stream hold 0 or, under norms that subtract the mean, the mean of the others.

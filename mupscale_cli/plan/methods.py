@@ -33,7 +33,7 @@ class Method(Arrangement):
         is_copying: whether new units copy old ones or stay out of the function, which is then kept, except for noise.
         adds_identity: whether a new block is the identity at first, so that a deeper stack keeps the function; else it
             computes what the block that it copies does.
-        grows_to_any_size: whether its maps may have fresh units, for sizes that are no multiples.
+        grows_to_any_size: whether its maps may have fresh units, for sizes that are not multiples.
         draws_unevenly: whether its maps copy some units more often than others if the architecture allows it.
         recorded: names of the options in mupscale.json, from which a verification makes the method again.
         seed: random seed of copy maps and of the method's own noise.
@@ -81,7 +81,7 @@ class Method(Arrangement):
 class Mupscale(Method):
     """Puts the copies of a unit side by side; keeps function and training (arXiv 2602.10545).
 
-    Sizes that are no multiples end with fresh units, which stay out of the function.
+    Sizes that are not multiples end with fresh units, which stay out of the function.
 
     Attributes:
         fresh: what the weights are whose values cannot change the function, a key of `FRESH`: `init` for initial

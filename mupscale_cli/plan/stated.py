@@ -118,7 +118,7 @@ def check_stated(
         if divisors := _divisors(recipe, change.key, values):
             named = ", ".join(f"`{other}` {value}" for other, value in divisors.items())
             wrong[change.key, 0] = (
-                f"config.json sets `{change.key}` to {change.before}, which is no multiple of {named}"
+                f"config.json sets `{change.key}` to {change.before}, which is not a multiple of {named}"
             )
     if wrong:
         first, *others = wrong.values()

@@ -16,6 +16,7 @@ from safetensors.torch import load_file, save_file
 
 import mupscale_cli
 from cli_runner import run
+from mupscale_cli.cli import manual
 from mupscale_cli.cli.render import failure_text, print_verification
 from mupscale_cli.tasks.verify import verify
 
@@ -249,3 +250,28 @@ def test_no_command_prompts():
         assert not re.search(r"(?<![\w.])input\(|typer\.(prompt|confirm)|Prompt\.ask|Confirm\.ask", file.read_text()), (
             file
         )
+
+
+def page_on_a_terminal(text, width, monkeypatch):
+    monkeypatch.setenv("COLUMNS", str(width))
+    console = Console(file=io.StringIO(), force_terminal=True, color_system=None, width=width)
+    monkeypatch.setattr("mupscale_cli.cli.output.stdout", lambda: console)
+    return manual._rendered(text)
+
+
+def test_commands_on_a_page_are_never_broken(monkeypatch):
+    command = "mupscale widen mupscale-demo/tiny --factor 2 --output a-rather-long-name --no-verify"
+    shown = page_on_a_terminal(f"Text.\n\n```sh\n{command}\n  indented\n```\n", 40, monkeypatch)
+    assert {command, "  indented"} <= set(shown.splitlines())
+
+
+def test_a_picture_on_a_page_is_said_in_words(monkeypatch):
+    shown = page_on_a_terminal("![Two curves](figures/steps.svg)", 200, monkeypatch)
+    path = re.search(r"\[picture: Two curves: (.+steps\.svg)\]", shown)[1]
+    assert Path(path).is_file()
+
+
+def test_a_table_without_a_header_is_its_rows(monkeypatch):
+    rows = page_on_a_terminal("| | |\n|---|---|\n| disk | 4 kB |\n| time | 1 s |", 60, monkeypatch).strip().splitlines()
+    assert [row.split() for row in rows] == [["disk", "4", "kB"], ["time", "1", "s"]]
+    assert "name" in page_on_a_terminal("| name | |\n|---|---|\n| disk | 4 kB |", 60, monkeypatch)

@@ -50,6 +50,16 @@ def test_lines_wrap_after_dots_of_names_but_not_in_numbers():
     assert shown(table, 10).splitlines() == ["what", "layers.0.", "  norm", "  3.25e-15"]
 
 
+def test_a_number_stays_with_its_unit():
+    table = OpenTable("what", "size", right=("size",))
+    table.add_row("a word and another", "131.1 kB")
+    table.add_row("parameters", "146 k of 2.3 GB")
+    lines = [line.split("  ")[-1] for line in shown(table, 20).splitlines()]
+    assert "131.1 kB" in lines
+    assert any(line.endswith("2.3 GB") for line in lines)
+    assert not {"kB", "GB", "k", "k of"} & {line.strip() for line in lines}
+
+
 def test_continuation_lines_are_indented():
     table = OpenTable("tree")
     table.add_row(Hanging(Text("|- attention.weight"), "|    "))

@@ -107,6 +107,15 @@ def test_of_several_optimizers_one_is_named(narrow):
     refused = run("hparams", str(wide))
     assert refused.code == 2
     assert "several optimizers: `adamw`, `sgd`" in refused.err
+    assert "`--format loop`" in refused.err
+    lines = run("hparams", str(wide), "--format", "loop").out
+    assert (
+        lines.index("torch.optim.AdamW(..., lr=0.003")
+        < lines.index("torch.optim.SGD(..., lr=0.1")
+        < lines.index("scale_")
+    )
+    assert lines.count("mupscale.scale_optimizer(") == lines.count("load_state_dict(") == 1
+    assert run("hparams", str(wide), "--format", "loop", "--lr", "1").code == 2  # of which one?
     assert document(wide, "--optimizer", "sgd")["narrow"]["lr"] == 0.1
     assert document(wide, "--optimizer", "adamw")["narrow"]["lr"] == 3e-3
 

@@ -24,7 +24,7 @@ CONTRADICTIONS = [
     (
         "Llama-untied",
         {"num_key_value_heads": 3},
-        "`num_attention_heads` to 4, which is no multiple of `num_key_value_heads` 3",
+        "`num_attention_heads` to 4, which is not a multiple of `num_key_value_heads` 3",
     ),
     ("Llama-untied", {"head_dim": 16}, "`head_dim` to 16"),
     ("Llama-untied", {"hidden_size": 64}, "`hidden_size` to 64"),

@@ -1,4 +1,4 @@
-"""Growing to sizes that are no multiples keeps the function, in float64 on random models of the reference classes."""
+"""Growing to sizes that are not multiples keeps the function, in float64 on random models of the reference classes."""
 
 import json
 
@@ -57,7 +57,7 @@ def test_any_size_keeps_the_function(case, sizes, tmp_path):
     [
         ("Bert-tied", {"embed": Size(72), "h": Size(6)}, "subtracts the mean"),
         ("Llama-untied", {"d": Size(12)}, "whole factors"),
-        ("Llama-untied", {"embed": Size(75)}, "no multiple of num_attention_heads"),
+        ("Llama-untied", {"embed": Size(75)}, "not a multiple of num_attention_heads"),
         ("Mixtral-untied", {"experts": Size(6)}, "counts tensors"),
     ],
 )

@@ -141,7 +141,7 @@ def test_twice_the_size_trains_alike_with_every_optimizer(tmp_path):
     [
         ("GPT2-tied", {"embed": Size(72), "h": Size(6)}, "subtract the mean"),
         ("Llama-untied", {"ffn": Size(90)}, "there is none"),
-        ("Llama-untied", {"embed": Size(75)}, "no multiple of num_attention_heads"),
+        ("Llama-untied", {"embed": Size(75)}, "not a multiple of num_attention_heads"),
     ],
 )
 def test_what_cannot_be_balanced_is_refused_with_the_reason(case, axes, message, saved):

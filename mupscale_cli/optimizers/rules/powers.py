@@ -31,6 +31,15 @@ class Ratios:
 
 
 UNCHANGED = Ratios()
+SYMBOLS = {  # what formulas contain
+    "c": "coefficient, the factor of the weights",
+    "m": "multiplicity, the copies of each weight",
+    "r": "growth of a matrix's smaller side",
+    "k_out": "growth of the number of its rows",
+    "k_in": "growth of the number of its columns",
+    "shape factor": "the optimizer's own factor for the shape of a matrix, wide over narrow",
+    "factor of lr": "wide lr / narrow lr",
+}
 
 
 @dataclass(frozen=True, slots=True)

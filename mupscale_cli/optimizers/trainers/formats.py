@@ -297,6 +297,8 @@ _RENDERERS: Mapping[str, Renderer] = {
 }
 # For checkpoints of these trainers only.
 LAYOUT_FORMATS = tuple(name for name, lines in _OF_LAYOUTS.items() if _RENDERERS[name] is lines)
+# Lines of code that scale whatever optimizer a run has, after a comment on the narrow run's.
+CODE_FORMATS = (*LAYOUT_FORMATS, *(writer.name for writer in WRITERS))
 TRAINER_FORMATS = ("table", *_RENDERERS)  # people read the table
 
 
@@ -318,3 +320,24 @@ def render(format_name: str, hparams: Hyperparameters, record: Record, wide: Wid
             hint=suggest(format_name, TRAINER_FORMATS) or f"known: {', '.join(TRAINER_FORMATS)}",
         )
     return _RENDERERS[format_name](hparams, record, wide)
+
+
+def render_several(format_name: str, several: Sequence[Hyperparameters], record: Record, wide: Wide) -> str:
+    """Render the lines with which a run of several optimizers continues.
+
+    Args:
+        format_name: one of `CODE_FORMATS`.
+        several: the hyperparameters of each optimizer.
+        record: the record of the widening.
+        wide: the widened checkpoint.
+    """
+    texts = [render(format_name, each, record, wide).text for each in several]
+    heads = [text.partition("\n")[0] for text in texts]
+    lines = texts[0].split("\n")[1:]
+    if any("scale_optimizer(" in line for line in lines):
+        lines = [
+            "# one optimizer with the groups of all; separate ones are each scaled and loaded, and clipped together:",
+            "# `mupscale.clip_grad_norm_([*first.param_groups, *second.param_groups], max_norm)`",
+            *lines,
+        ]
+    return "\n".join([*heads, *lines])
