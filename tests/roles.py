@@ -42,7 +42,7 @@ ROLES = {
             "mupscale inspect mupscale-demo/tiny",
             "mupscale widen mupscale-demo/tiny --factor 2 --dry-run",
             "mupscale widen mupscale-demo/tiny --factor 2 --output wide",
-            "mupscale plot weights wide --size 8 --output weights.svg",
+            "mupscale plot weights wide --size 4 --output weights.svg",
             "mupscale verify wide --steps 20",
             "mupscale plot steps wide --output steps.svg",
             "mupscale hparams wide",

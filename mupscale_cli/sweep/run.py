@@ -227,7 +227,18 @@ def _make_proxy(settings: Sweep, source: Checkpoint, events: Events) -> None:
         settings.proxy.ratio, settings.axes, settings.recipe, settings.tie, lrs[len(lrs) // 2], settings.proxy.steps
     )
     data = _split_data(settings) if settings.proxy.steps else None
-    make_proxy(source, request, settings.training, data, settings.narrow, lambda _step, _loss: None)
+    losses: list[float] = []
+    make_proxy(source, request, settings.training, data, settings.narrow, lambda _step, loss: losses.append(loss))
+    if losses:
+        events.note(_proxy_advice(losses[-1], settings.proxy.steps))
+
+
+def _proxy_advice(loss: float, steps: int) -> str:
+    """Return how to tell whether a proxy is trained as far as the checkpoint, whose own loss nothing records."""
+    return (
+        f"the proxy ends with a loss of {loss:.4g} after {counted(steps, 'step')}; if the checkpoint's loss on this data "
+        "is far lower, the proxy is far less trained, and the best rates may differ: raise `--proxy-steps`"
+    )
 
 
 # Trials ---------------------------------------------------------------------------------------

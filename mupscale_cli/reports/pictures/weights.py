@@ -154,10 +154,11 @@ def _draw_block(figure: Any, panel: Any, values: Tensor, title: str) -> None:
 
 def _write_numbers(panel: Any, values: Tensor, limit: float) -> None:
     """Write each value into its cell, in white where the color is dark."""
+    size = min(14.0, 56 / max(values.shape))  # points: `-0.0083` just fits into a cell
     for row, line in enumerate(values.tolist()):
         for column, value in enumerate(line):
             color = "white" if abs(value) > 0.6 * limit else INK
-            panel.text(column, row, f"{value:.2g}", ha="center", va="center", color=color, fontsize=7)
+            panel.text(column, row, f"{value:.2g}", ha="center", va="center", color=color, fontsize=size)
 
 
 def _draw_lines(panel: Any, sources: tuple[tuple[int, ...], tuple[int, ...]]) -> None:
