@@ -236,8 +236,8 @@ def _make_proxy(settings: Sweep, source: Checkpoint, events: Events) -> None:
 def _proxy_advice(loss: float, steps: int) -> str:
     """Return how to tell whether a proxy is trained as far as the checkpoint, whose own loss nothing records."""
     return (
-        f"the proxy ends with a loss of {loss:.4g} after {counted(steps, 'step')}; if the checkpoint's loss on this data "
-        "is far lower, the proxy is far less trained, and the best rates may differ: raise `--proxy-steps`"
+        f"the proxy ends with a loss of {loss:.4g} after {counted(steps, 'step')}; if the checkpoint's loss on this "
+        "data is far lower, the proxy is far less trained, and the best rates may differ: raise `--proxy-steps`"
     )
 
 

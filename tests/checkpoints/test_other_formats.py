@@ -47,7 +47,7 @@ FOLDERS = [
     ({"config.json": b"{}", "README.md": b""}, "a config without weights", "pass the model's folder"),
     ({"tokenizer.json": b"{}", "tokenizer_config.json": b"{}"}, "a tokenizer without a model", "pass the folder"),
     ({}, "an empty folder", "download"),
-    ({"photo.jpg": b"x"}, "a folder whose content", "pass a model's folder"),
+    ({"photo.jpg": b"x"}, "contains `photo.jpg`", "pass a model's folder"),
 ]
 
 
