@@ -40,7 +40,7 @@ def test_carets_end_with_the_line():
     ("text", "message"),
     [
         ("", "is empty"),
-        ("- a\n", "expected a mapping"),
+        ("- a\n", "contains a list, expected"),
         ("a: [1\n", r"not valid YAML: .*expected ',' or '\]'"),
         ("a: 1\na: 2\n", "f.yaml:2: duplicate key `a`, first used on line 1"),
         ("a: &x 1\nb: *x\n", "aliases"),
