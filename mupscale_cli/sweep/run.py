@@ -62,7 +62,7 @@ class Events:
     """Callbacks that report progress.
 
     Attributes:
-        phase: called with a description of each long preparation.
+        phase: called with a description of each long preparation, and of what came of it.
         show: called a few times per second, and once after the last trial.
     """
 
@@ -230,7 +230,7 @@ def _make_proxy(settings: Sweep, source: Checkpoint, events: Events) -> None:
     losses: list[float] = []
     make_proxy(source, request, settings.training, data, settings.narrow, lambda _step, loss: losses.append(loss))
     if losses:
-        events.note(_proxy_advice(losses[-1], settings.proxy.steps))
+        events.phase(_proxy_advice(losses[-1], settings.proxy.steps))
 
 
 def _proxy_advice(loss: float, steps: int) -> str:
