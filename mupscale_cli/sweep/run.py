@@ -62,7 +62,7 @@ class Events:
     """Callbacks that report progress.
 
     Attributes:
-        phase: called with a description of each long preparation, and of what came of it.
+        phase: called with a description of each long preparation, and its outcome.
         show: called a few times per second, and once after the last trial.
     """
 
