@@ -7,7 +7,7 @@ import torch
 import transformers
 
 import mupscale_cli
-from helpers import MLP_MODULE, MODELS, build, save_mlp
+from helpers import MLP_MODULE, MODELS, build, save_mlp, save_model
 from mupscale_cli.architecture.loading import matched_values
 from mupscale_cli.errors import ConfigError, RecipeError, SizeError
 from mupscale_cli.plan.names import ParameterNames
@@ -127,6 +127,16 @@ def test_stages_with_heads_of_other_sizes_are_refused(case, heads, tmp_path):
     model.save_pretrained(tmp_path)
     with pytest.raises(RecipeError, match="heads_of_one_size"):
         plan_widening(tmp_path, factor=2)
+
+
+@pytest.mark.parametrize("case", ["SEW", "SEWD"])
+def test_an_encoder_without_a_layer_behind_its_convolutions_keeps_its_width(case, tmp_path):
+    """Its class would add that layer if the widths differed."""
+    source = save_model(tmp_path, case, conv_dim=[8, 32])
+    plan = plan_widening(source, axes={"ffn": 2})
+    assert plan.factors == {"ffn": 2}
+    with pytest.raises(SizeError, match="the channels of the last convolution as they are"):
+        plan_widening(source, factor=2)
 
 
 def test_every_transformers_recipe_has_a_test_model():
