@@ -14,14 +14,14 @@ from mupscale_cli.plan.names import ParameterNames
 from mupscale_cli.tasks.check import check_model
 from mupscale_cli.tasks.planning import plan_widening
 from mupscale_cli.tasks.widen import widen
-from small_models import decoders, documents, encoders, image_text, images, speech
+from small_models import decoders, documents, encoders, image_text, images, retrieval, speech
 from small_models.established import ONLY_NAMES
 
 # `pytest -m slow` tries every axis of every other case.
 # The tied models have the same layers, and other types are only names in a recipe.
 UNTIED = ("Llama-untied", "GPT2-untied", "Mixtral-untied", "Olmo-untied", "NanoChat-untied")
 SLOW = {case for case in MODELS if case.endswith("-untied") and case not in UNTIED} | ONLY_NAMES
-SLOW |= decoders.RARE | encoders.RARE | speech.RARE | images.RARE | image_text.RARE | documents.RARE
+SLOW |= decoders.RARE | encoders.RARE | retrieval.RARE | speech.RARE | images.RARE | image_text.RARE | documents.RARE
 EVERY_AXIS = ["GPT2-tied", pytest.param("T5-tied", marks=pytest.mark.slow)]
 # Types whose class renames what it reads, by a rule that precedes another and with a prefix that others end in.
 RENAMED = ("BailingHybrid-untied", "XLMRoberta-tied")

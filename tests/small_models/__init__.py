@@ -2,7 +2,7 @@
 
 from typing import Any
 
-from small_models import decoders, documents, established, images, speech
+from small_models import decoders, documents, established, images, retrieval, speech
 from small_models.encoders import ENCODERS
 from small_models.multimodal import MULTIMODAL
 
@@ -12,6 +12,7 @@ MODELS: dict[str, tuple[str, str, dict[str, Any]]] = {
     **ENCODERS,
     **MULTIMODAL,
     **speech.MODELS,
+    **retrieval.MODELS,
     **images.MODELS,
     **documents.MODELS,
 }
