@@ -21,7 +21,7 @@ from mupscale_cli.verification.inputs import reference_inputs
 from mupscale_cli.verification.optimizers import optimizer_class
 from mupscale_cli.verification.precision import everything_in
 
-OFFSET_GAINS = ("Gemma", "VaultGemma", "Nemotron")
+OFFSET_GAINS = ("Gemma", "VaultGemma", "Nemotron", "Qwen4Exp")
 # Class and settings of each optimizer, with weight decay to test its multiplier. Other optimizers use the settings in
 # the table of optimizers, so tests cover new optimizers automatically.
 OPTIMIZERS: dict[str, tuple[Any, Mapping[str, Any]]] = {

@@ -116,14 +116,14 @@ def verify_training(
     """
     state, wide_state = (tree and tree.renamed(plan.wrapping.plain) for tree in (state, wide_state))
     narrow = _prepared(load_narrow())
-    groups = narrow_groups(state, decayed_parameters(narrow))
+    tensors = dict(narrow_tensors(without_noise(plan), narrow))
+    groups = narrow_groups(state, _decays(narrow, tensors.values()))
     states: States = state.states if state else {}
     named = state.kinds if state else ()
     start = plan_start(plan, groups, states, wide_state, named)
     wide_groups = start.groups
     if is_finished(groups):
         groups, wide_groups = restart(groups), restart(wide_groups)
-    tensors = dict(narrow_tensors(without_noise(plan), narrow))
     names = dict(narrow.named_parameters(remove_duplicate=False))
     initial = {name: names[name].detach().to("cpu", copy=True) for _, name in tensors.values()}
     factor, reason = rounding_factor(plan, torch.float64)
@@ -189,6 +189,16 @@ def _prepared(model: nn.Module) -> nn.Module:
         if isinstance(module, _BatchNorm):
             module.train()
     return model
+
+
+def _decays(narrow: nn.Module, tensors: Iterable[tuple[TensorPlan, str]]) -> dict[str, bool]:
+    """Tell for every trained parameter whether weight decay applies to it after a fresh start.
+
+    It does not apply to scaled gains that are stored as their difference from 1: decay acts on that difference, and the
+    wide model cannot take the same step (page `theory`).
+    """
+    scaled = {source for tensor, source in tensors if tensor.offset and any(c != 1 for c, _ in tensor.parts)}
+    return {name: is_decayed and name not in scaled for name, is_decayed in decayed_parameters(narrow).items()}
 
 
 def _wide_parameters(wide: nn.Module, planned_names: Iterable[str]) -> dict[str, nn.Parameter]:
