@@ -72,7 +72,11 @@ def identify(settings: Mapping[str, Any], keys: Collection[str], named: Sequence
     found = told or (able if named or known else [])
     if named:  # groups with settings of one optimizer are not another's, unless that one's tell nothing
         is_told = any(not rule.lacks for rule in told)  # what is absent may have been left out
-        found = [rule for rule in insisted if rule in found or (rule in able and not (rule.marks and is_told))]
+        found = [
+            rule
+            for rule in insisted
+            if rule in found or (rule in able and (not is_told if rule.marks else _allows(told, rule, present)))
+        ]
     declared = next((settings[key] for key in DECOUPLED if key in settings), None)
     if declared is not None:  # Adam and AdamW differ in nothing else
         found, told = (
@@ -87,6 +91,8 @@ def identify(settings: Mapping[str, Any], keys: Collection[str], named: Sequence
     rule = found[0].with_settings(settings)
     if settings:
         _check_settings(rule, settings)
+    if not named:
+        _require_certain(rule, settings)
     return Kind(rule, rule.decoupled if declared is None else bool(declared))
 
 
@@ -185,6 +191,28 @@ def _most_specific(rules: Iterable[OptimizerRule], present: Collection[str]) -> 
         for name, found in marks.items()
         if any(not any(mark < other for other in matched) for mark in found)
     ]
+
+
+def _allows(told: Iterable[OptimizerRule], rule: OptimizerRule, present: Collection[str]) -> bool:
+    """Tell whether marks in a group, if there are any, can be those of an optimizer that has no marks of its own."""
+    own = {*rule.settings, *rule.state}
+    marks = [mark for other in told for mark in other.marks if mark <= set(present)]
+    return not marks or any(mark <= own for mark in marks)
+
+
+def _require_certain(rule: OptimizerRule, settings: Mapping[str, Any]) -> None:
+    """Check that a group that decays is not that of a double, whose groups have no setting of the optimizer's alone.
+
+    Raises:
+        PlanError: it may be.
+    """
+    if rule.double and settings.get("weight_decay") and rule.alone.isdisjoint(settings):
+        raise PlanError(
+            f"the optimizer state may be that of {rule.name} or of {rule.double}, whose weight decay is another one: "
+            f"its groups have no setting {listed(sorted(rule.alone))}",
+            hint=f"if it is {rule.title}'s, name it with `--optimizer-kind {rule.name}`; otherwise omit the state with "
+            "`--optimizer none`",
+        )
 
 
 def _check_settings(rule: OptimizerRule, settings: Mapping[str, Any]) -> None:

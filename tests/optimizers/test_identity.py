@@ -144,6 +144,34 @@ def test_an_insisted_optimizer_has_the_settings_of_the_groups():
     assert identify(BARE, ADAM, ["lamb"]).rule.name == "lamb"  # nothing marks these groups
 
 
+RADAM = {"lr": 1, "betas": (0.9, 0.9), "eps": 1e-8, "weight_decay": 0.1, "decoupled_weight_decay": True}
+
+
+@pytest.mark.parametrize("name", ["decoupledadamw", "adamepsroot"])
+def test_an_insisted_optimizer_without_marks_has_no_marks_of_others(name):
+    with pytest.raises(PlanError, match=f"`{name}` does not fit .* those of radam"):
+        identify(RADAM, ADAM, [name])
+    with pytest.raises(PlanError, match=f"`{name}` does not fit .* those of lamb"):
+        identify({**BARE, "trust_ratio": 1.0}, ADAM, [name])
+    assert identify(BARE, ADAM, [name]).rule.name == name
+    assert identify(TORCH_2_6, ADAM, [name]).rule.name == name  # its class may inherit from torch's
+
+
+SGDW = {"lr": 1, "momentum": 0.9, "dampening": 0, "weight_decay": 0.1, "nesterov": False}
+
+
+def test_groups_that_sgd_and_another_optimizer_may_have_are_refused_where_decay_tells_them_apart():
+    """SGDW of torch_optimizer has the groups of torch's SGD of long ago."""
+    with pytest.raises(PlanError, match="sgd or of SGDW of torch_optimizer, whose weight decay is another") as refused:
+        identify(SGDW, ("momentum_buffer",))
+    assert "`--optimizer-kind sgd`" in refused.value.hint
+    assert identify(SGDW, ("momentum_buffer",), ["sgd"]).rule.name == "sgd"
+    assert identify({**SGDW, "weight_decay": 0}, ("momentum_buffer",)).rule.name == "sgd"
+    assert identify({**SGDW, "maximize": False}, ("momentum_buffer",)).rule.name == "sgd"
+    with pytest.raises(PlanError, match=r"SGDW of timm, .* `p -= lr wd p`"):
+        identify({**SGDW, "maximize": False, "caution": False}, ("momentum_buffer",))
+
+
 def test_each_group_and_each_parameter_has_its_own_optimizer():
     groups = [({"lr": 0.02, "momentum": 0.95, "use_muon": True}, ["a"]), ({**BARE, "use_muon": False}, ["b", "c"])]
     kinds = identify_all(groups, {"a": {"momentum_buffer": 0}, "b": dict.fromkeys(ADAM)})

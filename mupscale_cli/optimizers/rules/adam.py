@@ -220,7 +220,7 @@ RULES = (
         lr=Powers(c=1),
         eps=PER_SQUARE,  # it is added to a squared gradient, inside the root
         decoupled=True,
-        settings={**_SETTINGS, "eps": 1e-12},
+        settings={**_SETTINGS, "eps": 1e-12, "amsgrad": False},  # of the class that it may inherit from
         exact="mupscale_cli.optimizers.exact.adam.AdamEpsRoot",
     ),
     OptimizerRule(

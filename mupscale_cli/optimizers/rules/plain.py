@@ -10,8 +10,17 @@ RULES = (
         title="SGD",
         state={"momentum_buffer": LINEAR},
         lr=Powers(c=2, m=1),
-        settings={"lr": 1e-3, "momentum": 0.9, "dampening": 0, "weight_decay": 0.1, "nesterov": False},
+        settings={
+            "lr": 1e-3,
+            "momentum": 0.9,
+            "dampening": 0,
+            "weight_decay": 0.1,
+            "nesterov": False,
+            "maximize": False,
+        },
         marks=(frozenset({"momentum", "dampening"}),),
+        double="SGDW of torch_optimizer",
+        alone=frozenset({"maximize", "foreach", "decoupled_weight_decay", "weight_decouple"}),
         class_names={"torch": "torch.optim.SGD"},
     ),
     OptimizerRule(

@@ -75,6 +75,11 @@ REFUSED = (
         "it adds eps inside the root and averages steps, unlike RMSprop, whose groups it has, and it has no rule",
     ),
     Refusal(
+        "SGDW of timm",
+        frozenset({"dampening", "caution"}),
+        "its weight decay is `p -= lr wd p`, unlike that of SGD, whose groups it has, and it has no rule",
+    ),
+    Refusal(
         "Shampoo of torch_optimizer",
         frozenset({"epsilon", "update_freq"}),
         "its second sum is of gradients that the first has changed, and both start from a multiple of the identity, "
