@@ -201,7 +201,7 @@ def _allows(told: Iterable[OptimizerRule], rule: OptimizerRule, present: Collect
 
 
 def _require_certain(rule: OptimizerRule, settings: Mapping[str, Any]) -> None:
-    """Check that a group that decays is not that of a double, whose groups have no setting of the optimizer's alone.
+    """Check that a group that decays is not that of a double, whose groups lack some settings.
 
     Raises:
         PlanError: it may be.

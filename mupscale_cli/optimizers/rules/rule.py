@@ -57,8 +57,8 @@ class OptimizerRule:
         marks: sets of names of settings and state entries; a group that has all names of one of them is this
             optimizer's, unless another rule's set contains these and more. Empty if nothing distinguishes its groups.
         lacks: names of settings and entries that its groups never have.
-        double: an optimizer with the same state and the same groups but for `alone`, and with another weight decay.
-        alone: names of settings of which its groups have one at least, and its double's have none.
+        double: an optimizer with the same state and another weight decay, whose groups lack the names in `alone`.
+        alone: names of settings; groups of the optimizer have at least one, and those of its double have none.
         class_names: its class in each trainer's format; `torch` is a class that a training loop can import.
         exact: module and class that verification trains with if torch has no class or only an approximate one.
         matrices_only: whether it trains only matrices.
