@@ -42,12 +42,17 @@ FRESH_START = "train both models from a fresh start with `--optimizer none`"
 
 
 def narrow_tensors(plan: Plan, narrow: nn.Module) -> Iterator[tuple[str, tuple[TensorPlan, str]]]:
-    """Yield the name of each wide parameter, its plan and the name of its source in the narrow model."""
+    """Yield the name of each wide parameter, its plan and the name of its source in the narrow model.
+
+    A model may also keep the names of its checkpoint.
+    """
     names = dict(narrow.named_parameters(remove_duplicate=False))
     for tensor in (*plan.tensors, *plan.parameters):
-        source = name_in(narrow, plan.parameter_name(tensor.source.name), names)
-        if source is not None:
-            yield plan.parameter_name(tensor.target.name), (tensor, source)
+        for rename in (plan.parameter_name, plan.wrapping.plain):
+            source = name_in(narrow, rename(tensor.source.name), names)
+            if source is not None:
+                yield rename(tensor.target.name), (tensor, source)
+                break
 
 
 def planned_weight(tensor: TensorPlan, narrow: Tensor) -> Tensor:

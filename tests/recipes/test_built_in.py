@@ -9,11 +9,13 @@ import transformers
 import mupscale_cli
 from helpers import MLP_MODULE, MODELS, build, save_mlp, save_model
 from mupscale_cli.architecture.loading import matched_values
+from mupscale_cli.checkpoints.reading import open_checkpoint
 from mupscale_cli.errors import ConfigError, RecipeError, SizeError
 from mupscale_cli.plan.names import ParameterNames
 from mupscale_cli.tasks.check import check_model
-from mupscale_cli.tasks.planning import plan_widening
+from mupscale_cli.tasks.planning import identity_plan, plan_widening
 from mupscale_cli.tasks.widen import widen
+from mupscale_cli.verification.planned import narrow_tensors
 from small_models import decoders, documents, encoders, image_text, images, retrieval, speech
 from small_models.established import ONLY_NAMES
 
@@ -75,6 +77,24 @@ def test_every_parameter_of_the_class_is_planned_in_its_shape(case, saved):
     trained = {name: p.shape for name, p in named if p.requires_grad}
     planned = {name: {tensor.source.shape for tensor in names.find(name)} for name in trained}
     assert planned == {name: {shape} for name, shape in trained.items()}
+
+
+@pytest.mark.parametrize(
+    "case",
+    [
+        *("Qwen2VL-images", "Dots3Note-images", "LightOnOcr-images"),  # the names of other checkpoints end in theirs
+        *(pytest.param(case, marks=pytest.mark.slow) for case in MODELS),
+    ],
+)
+def test_every_parameter_of_the_class_is_reached_by_a_tensor(case, saved):
+    """Else the steps of both models cannot be compared."""
+    model = build(case)
+    named = dict(model.named_parameters(remove_duplicate=False))
+    reached = {
+        id(named[source]) for _, (_, source) in narrow_tensors(identity_plan(open_checkpoint(saved(case)), None), model)
+    }
+    missing = [name for name, p in model.named_parameters() if p.requires_grad and id(p) not in reached]
+    assert not [name for name in missing if not name.endswith(decoders.UNNAMED)]
 
 
 def test_axes_with_different_factors(saved, tmp_path):

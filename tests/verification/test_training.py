@@ -44,6 +44,7 @@ HEADLESS += (
     "CLAP-audio",
     "Qwen2AudioEncoder",
     "LasrEncoder",
+    "Granite4Vision-text",
     "PPLCNet",
     "DPR",
 )
