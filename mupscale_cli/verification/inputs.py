@@ -129,7 +129,7 @@ def _transformers_inputs(model: Any, generator: torch.Generator) -> Inputs:
     if name == "input_ids":
         values = _for_head(model, values)
     keywords = {name: values}
-    if getattr(config, "is_encoder_decoder", False):
+    if getattr(config, "is_encoder_decoder", False) and "decoder_input_ids" in reads:
         keywords["decoder_input_ids"] = _decoder_tokens(config, generator)
     if name == "input_ids":
         keywords |= _beside_tokens(config, reads, values, generator)
@@ -159,7 +159,7 @@ def _beside_tokens(
     inputs = layout_inputs(config, reads, tokens.shape, generator)
     if "global_attention_mask" in reads:  # Longformer and LED
         inputs["global_attention_mask"] = torch.zeros_like(tokens).index_fill(-1, torch.tensor(0), 1)
-    if "pixel_values" in reads and getattr(config, "visual_embed", False):  # a picture of the page
+    if "pixel_values" in reads and getattr(config, "visual_embed", "bbox" in reads):  # a picture of the page
         inputs["pixel_values"] = _images(config, generator)[0]
     return inputs
 
@@ -172,8 +172,9 @@ def _beside_images(
     made = _image_inputs(model, config, generator)
     if "qformer_input_ids" in reads:  # the instruction, which the queries read as well
         made["qformer_input_ids"] = random_tokens(config.qformer_config.vocab_size, LENGTH, generator)
-    features_of = _features_of(model, "image")
-    made["input_ids"] = _with_placeholders(model, {**keywords, **made}, image_token(config), features_of)
+    kind = _visual_kind(model)
+    placeholder, features_of = _token(config, f"{kind}_token"), _features_of(model, kind)
+    made["input_ids"] = _with_placeholders(model, {**keywords, **made}, placeholder, features_of)
     if "mm_token_type_ids" in reads:
         made["mm_token_type_ids"] = torch.eq(made["input_ids"], image_token(config) or 0).long()
     return made
@@ -205,6 +206,11 @@ def _image_inputs(model: Any, config: Any, generator: torch.Generator) -> dict[s
     if "image_position_ids" in parameters:  # patches and their places
         return _placed_patches(vision, model.dtype, generator)
     pixels = _images(vision, generator)[0].to(model.dtype)
+    if "image_embeds_position_mask" in reads:  # features take the place of the first tokens
+        places = torch.arange(LENGTH).lt(config.latent_query_num).expand(BATCH, -1)
+        return {"pixel_values": pixels, "image_embeds_position_mask": places}
+    if _visual_kind(model) == "video":
+        return {"pixel_values": torch.stack([pixels, pixels.flip(-1)], dim=1)}
     if "aspect_ratio_ids" in parameters:  # one tile of as many as an image may have
         return _tiled(pixels, vision.max_num_tiles)
     if "tile_fine_mask" in reads:  # tiles, and which of them are not padding
@@ -294,6 +300,11 @@ def _features_of(model: Any, kind: str) -> Any:
     return getattr(model, name, None) or getattr(getattr(model, "model", None), name, None)
 
 
+def _visual_kind(model: Any) -> str:
+    """Return whether a model reads images or only videos, as `image` or `video`."""
+    return "video" if _features_of(model, "image") is None and _features_of(model, "video") is not None else "image"
+
+
 def _sound_inputs(model: Any, config: Any, generator: torch.Generator) -> dict[str, Tensor]:
     """Make one spectrogram or waveform per text, and the masks of its frames that the class takes."""
     parameters = inspect.signature(model.forward).parameters
@@ -371,6 +382,16 @@ def _images(config: Any, generator: torch.Generator) -> tuple[Tensor, str]:
     return pixels, f"{BATCH} random videos of {frames} frames"
 
 
+def _flattened_patches(_model: nn.Module, config: Any, generator: torch.Generator) -> tuple[Tensor, str]:
+    """Make images as rows of patches, each behind the numbers of its row and column from 1."""
+    vision = config.vision_config
+    side = math.isqrt(LENGTH)
+    places = 1 + torch.cartesian_prod(torch.arange(side), torch.arange(side)).double().expand(BATCH, -1, -1)
+    size = (BATCH, side * side, vision.patch_embed_hidden_size)
+    patches = torch.randn(size, generator=generator, dtype=torch.float64)
+    return torch.cat([places, patches], dim=-1), f"{BATCH} random images of {side * side} patches"
+
+
 def _tokens(config: Any, generator: torch.Generator) -> tuple[Tensor, str]:
     length = getattr(config, "segment_means_seq_len", LENGTH)  # Nyströmformer takes texts of one length
     tokens = _as_text(config, random_tokens(config.get_text_config().vocab_size, length, generator))
@@ -425,8 +446,11 @@ def _for_head(model: Any, tokens: Tensor) -> Tensor:
 def _as_text(config: Any, tokens: Tensor) -> Tensor:
     """Remove placeholders. For encoder-decoders, end with the only end token: classifiers read its state."""
     text = config.get_text_config()
-    for placeholder in (image_token(config), audio_token(config)):
+    for placeholder in (image_token(config), audio_token(config), _token(config, "video_token")):
         tokens[tokens == placeholder] = 0
+    question = getattr(config, "question_token_id", None)
+    if question is not None:  # the place of an answer that Splinter finds
+        tokens[:, 0] = question
     end = getattr(text, "eos_token_id", None)
     if getattr(config, "is_encoder_decoder", False) and isinstance(end, int) and 0 <= end < text.vocab_size:
         tokens[tokens == end] = (end + 1) % text.vocab_size
@@ -486,6 +510,7 @@ _KINDS: dict[str, Callable[[nn.Module, Any, torch.Generator], tuple[Tensor, str]
     "pixel_values": lambda _, config, generator: _images(config, generator),
     "input_features": _spectrograms,
     "input_values": _waveforms,
+    "flattened_patches": _flattened_patches,
 }
 _LIBRARIES: dict[str, Callable[[Any, torch.Generator], Inputs]] = {
     "transformers": _transformers_inputs,

@@ -27,7 +27,9 @@ def layout_inputs(
     """
     inputs = {}
     if "bbox" in reads:
-        inputs["bbox"] = _boxes(getattr(config, "max_2d_position_embeddings", None), shape, generator)
+        # UDOP takes parts of the page, and makes numbers of them by itself.
+        limit = None if hasattr(config, "relative_bias_args") else getattr(config, "max_2d_position_embeddings", None)
+        inputs["bbox"] = _boxes(limit, shape, generator)
     for name, kind in (("xpath_tags_seq", "tag"), ("xpath_subs_seq", "subs")):
         if name in reads:
             limit = getattr(config, f"max_xpath_{kind}_unit_embeddings")

@@ -434,7 +434,15 @@ ONLY_NAMES = frozenset(
         *("Arcee-tied", "Mistral-tied", "GraniteMoeSWA-tied", "SarvamMoE-tied", "CohereCompassText-tied"),
         *("ModernBertDecoder-tied", "GPTNeoXJapanese-tied", "CTRL-tied", "BailingHybrid-tied", "Qwen35-images"),
         *("Cohere2Moe-tied", "LaraMini-tied", "OlmoHybrid-tied"),
-        *("Gemma3n-images", "Gemma4-images", "Gemma4Unified-images", "Fuyu-images", "GotOcr2-images", "Mllama-images"),
+        *(
+            "Gemma3n-images",
+            "Gemma4-images",
+            "Gemma4Unified-images",
+            "Fuyu-images",
+            "GotOcr2-images",
+            "PPChart2Table-images",
+            "Mllama-images",
+        ),
         *("Emu3-images", "Git-images", "Phi4-images", "Qwen4Exp-images"),
         *("Qwen3VLMoe-images", "Glm4v-images", "AyaVision-siglip", "Cohere2Vision-siglip"),
     }

@@ -432,6 +432,137 @@ IMAGE_TEXT: dict[str, tuple[str, str, dict[str, Any]]] = {
         "Blip2Config",
         {**BLIP2, "text_config": {**T5, "model_type": "t5"}},
     ),
+    "AltCLIP-both": (
+        "AltCLIPModel",
+        "AltCLIPConfig",
+        {
+            "text_config": {**BERT, "type_vocab_size": 1, "project_dim": 28},
+            "vision_config": {**VISION, "projection_dim": 20},
+            "projection_dim": 20,
+        },
+    ),
+    "GroupViT-both": (
+        "GroupViTModel",
+        "GroupViTConfig",
+        {
+            "text_config": {**BERT, "eos_token_id": 49},
+            "vision_config": {
+                **VISION,
+                "hidden_size": 32,
+                "depths": [1, 1, 1],
+                "num_group_tokens": [6, 4, 0],
+                "num_output_groups": [6, 4, 0],
+            },
+            "projection_dim": 16,
+            "projection_intermediate_dim": 20,
+        },
+    ),
+    "Kosmos2-images": (
+        "Kosmos2ForConditionalGeneration",
+        "Kosmos2Config",
+        {
+            "text_config": {
+                "vocab_size": 50,
+                "max_position_embeddings": 64,
+                "embed_dim": 32,
+                "layers": 2,
+                "ffn_dim": 40,
+                "attention_heads": 4,
+            },
+            "vision_config": VISION,
+            "latent_query_num": 4,
+        },
+    ),
+    "Pix2Struct": (
+        "Pix2StructForConditionalGeneration",
+        "Pix2StructConfig",
+        {
+            "text_config": {
+                "vocab_size": 50,
+                "hidden_size": 32,
+                "d_kv": 8,
+                "d_ff": 40,
+                "num_layers": 2,
+                "num_heads": 4,
+            },
+            "vision_config": {
+                "hidden_size": 32,
+                "patch_embed_hidden_size": 12,
+                "d_kv": 5,
+                "d_ff": 44,
+                "num_hidden_layers": 2,
+                "num_attention_heads": 3,
+                "seq_len": 16,
+            },
+            "decoder_start_token_id": 0,
+        },
+    ),
+    "Udop": (
+        "UdopForConditionalGeneration",
+        "UdopConfig",
+        {**T5, "image_size": 32, "patch_size": 8, "max_2d_position_embeddings": 64},
+    ),
+    **{
+        f"{name}-objects": (
+            f"{name}ForObjectDetection",
+            f"{name}Config",
+            {
+                "text_config": {**BERT, "max_position_embeddings": 16},
+                "vision_config": VISION,
+                "projection_dim": 40,
+            },
+        )
+        for name in ("OwlViT", "Owlv2")
+    },
+    "Align-both": (
+        "AlignModel",
+        "AlignConfig",
+        {
+            "text_config": BERT,
+            "vision_config": {
+                "width_coefficient": 0.25,
+                "depth_coefficient": 1.0,
+                "in_channels": [32, 16],
+                "out_channels": [16, 48],
+                "strides": [1, 2],
+                "kernel_sizes": [3, 5],
+                "num_block_repeats": [1, 2],
+                "expand_ratios": [1, 3],
+                "hidden_dim": 320,
+                "image_size": 32,
+            },
+            "projection_dim": 16,
+        },
+    ),
+    "Janus-images": (
+        "JanusForConditionalGeneration",
+        "JanusConfig",
+        {
+            "text_config": {**NO_HEAD_DIM, "model_type": "llama"},
+            "vision_config": {
+                **{key: VISION[key] for key in VISION if key != "intermediate_size"},
+                "projection_dim": 48,
+                "mlp_ratio": 1.5,
+                "depth": 3,
+            },
+            "vq_config": {
+                "embed_dim": 4,
+                "num_embeddings": 20,
+                "latent_channels": 8,
+                "base_channels": 32,
+                "channel_multiplier": [1, 1],
+                "num_res_blocks": 1,
+                "projection_dim": 48,
+                "image_token_embed_dim": 48,
+            },
+            "image_token_id": 49,
+        },
+    ),
+    "InstructBlipVideo": (
+        "InstructBlipVideoForConditionalGeneration",
+        "InstructBlipVideoConfig",
+        {**{key: BLIP2[key] for key in BLIP2 if key != "image_token_index"}, "video_token_index": 49},
+    ),
     "InstructBlip-images": ("InstructBlipForConditionalGeneration", "InstructBlipConfig", BLIP2),
     "InstructBlip-llama-images": (
         "InstructBlipForConditionalGeneration",

@@ -47,6 +47,26 @@ MOBILEVIT2 = {
     "aspp_out_channels": 12,
     "image_size": 64,
 }
+NECK = {"neck_hidden_sizes": [8, 12, 16, 20], "fusion_hidden_size": 16}
+DETR = {
+    "backbone_config": {
+        "model_type": "resnet",
+        "embedding_size": 8,
+        "hidden_sizes": [8, 12],
+        "depths": [1, 1],
+        "layer_type": "basic",
+        "out_features": ["stage2"],
+    },
+    "d_model": 32,
+    "encoder_layers": 1,
+    "decoder_layers": 1,
+    "encoder_attention_heads": 4,
+    "decoder_attention_heads": 4,
+    "encoder_ffn_dim": 40,
+    "decoder_ffn_dim": 44,
+    "num_queries": 5,
+    "use_timm_backbone": False,
+}
 FOCALNET = {
     "embed_dim": 8,
     "image_size": 32,
@@ -287,6 +307,37 @@ MODELS: dict[str, tuple[str, str, dict[str, Any]]] = {
         "ImageGPTConfig",
         {"n_embd": 32, "n_head": 4, "n_layer": 2, "n_positions": 32, "vocab_size": 51, "n_inner": 40},
     ),
+    "DepthAnything": (
+        "DepthAnythingForDepthEstimation",
+        "DepthAnythingConfig",
+        {
+            "backbone_config": {
+                **VIT,
+                "model_type": "dinov2",
+                "num_hidden_layers": 4,
+                "mlp_ratio": 2,
+                "image_size": 56,
+                "patch_size": 14,
+                "out_indices": [1, 2, 3, 4],
+                "reshape_hidden_states": False,
+            },
+            **NECK,
+            "reassemble_hidden_size": 32,
+            "head_hidden_size": 6,
+            "patch_size": 14,
+        },
+    ),
+    **{
+        f"DPT-{name}": (
+            f"DPTFor{head}",
+            "DPTConfig",
+            {**VIT, **NECK, "num_hidden_layers": 4, "backbone_out_indices": [0, 1, 2, 3]},
+        )
+        for name, head in (("depths", "DepthEstimation"), ("classes", "SemanticSegmentation"))
+    },
+    **{
+        f"{name}-objects": (f"{name}ForObjectDetection", f"{name}Config", DETR) for name in ("Detr", "TableTransformer")
+    },
     "RegNet-gates": ("RegNetForImageClassification", "RegNetConfig", {**REGNET, "layer_type": "y"}),
     "RegNet-bare": ("RegNetModel", "RegNetConfig", {**REGNET, "layer_type": "x"}),
     "RegNet-plain": ("RegNetForImageClassification", "RegNetConfig", {**REGNET, "layer_type": "x"}),

@@ -262,25 +262,28 @@ MULTIMODAL: dict[str, tuple[str, str, dict[str, Any]]] = {
         "FuyuConfig",
         {**SINGLE, "text_config": {**SINGLE, "model_type": "persimmon"}, "patch_size": 4, "image_token_id": 49},
     ),
-    "GotOcr2-images": (
-        "GotOcr2ForConditionalGeneration",
-        "GotOcr2Config",
-        {
-            "text_config": {**TEXT, "model_type": "qwen2"},
-            "vision_config": {
-                "hidden_size": 24,
-                "output_channels": 16,
-                "num_hidden_layers": 2,
-                "num_attention_heads": 4,
-                "image_size": 64,
-                "patch_size": 8,
-                "window_size": 2,
-                "global_attn_indexes": [1],
-                "mlp_dim": 36,
+    **{
+        f"{name}-images": (
+            "GotOcr2ForConditionalGeneration",
+            f"{name}Config",
+            {
+                "text_config": {**TEXT, "model_type": "qwen2"},
+                "vision_config": {
+                    "hidden_size": 24,
+                    "output_channels": 16,
+                    "num_hidden_layers": 2,
+                    "num_attention_heads": 4,
+                    "image_size": 64,
+                    "patch_size": 8,
+                    "window_size": 2,
+                    "global_attn_indexes": [1],
+                    "mlp_dim": 36,
+                },
+                "image_token_index": 49,
             },
-            "image_token_index": 49,
-        },
-    ),
+        )
+        for name in ("GotOcr2", "PPChart2Table")
+    },
     "Mllama-images": (
         "MllamaForConditionalGeneration",
         "MllamaConfig",

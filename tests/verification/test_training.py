@@ -46,6 +46,8 @@ HEADLESS += (
     "LasrEncoder",
     "Granite4Vision-text",
     "PPLCNet",
+    "DepthAnything",
+    "DPT-depths",
     "DPR",
 )
 # The gradients of scales that all channels of an image share sum over more products than the tolerance counts.
@@ -134,6 +136,13 @@ def test_every_kind_of_architecture(case, steps, tmp_path):
 def test_copied_experts_train_alike(case, tmp_path):
     """The router has to choose the same experts, with all of their copies."""
     check(train(tmp_path, case, "adamw", axes={"experts": 2, "embed": 2}))
+
+
+@pytest.mark.parametrize("case", ["FocalNet", pytest.param("MobileViT2-classifier", marks=pytest.mark.slow)])
+def test_only_eps_is_inexact_for_rows_that_stay_beside_rows_that_grow(case, tmp_path):
+    """Of one projection; Lion, which has no eps, takes the same steps, and AdamW does not."""
+    check(train(tmp_path / "lion", case, "lion", 3))
+    assert not train(tmp_path / "adamw", case, "adamw", 3).agrees
 
 
 @pytest.mark.slow
