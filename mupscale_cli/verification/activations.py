@@ -174,7 +174,7 @@ def planned_modules(model: nn.Module, plan: Plan) -> dict[str, PlannedModule]:
     """Return the modules whose weight is in the plan, except those of new blocks, by name in the narrow model."""
     modules = dict(model.named_modules())
     planned = {}
-    written = _written_scales(plan)
+    written = written_scales(plan)
     for tensor in plan.tensors:
         narrow, wide = (
             plan.parameter_name(name).rpartition(".")
@@ -190,7 +190,7 @@ def planned_modules(model: nn.Module, plan: Plan) -> dict[str, PlannedModule]:
     return planned
 
 
-def _written_scales(plan: Plan) -> dict[str, float]:
+def written_scales(plan: Plan) -> dict[str, float]:
     """Return the scale of what every axis holds, such as the residual stream, if all layers that write to it agree."""
     scales: dict[str, list[float]] = {}
     for tensor in plan.tensors:

@@ -25,6 +25,7 @@ from mupscale_cli.verification.activations import (
     planned_modules,
     predictions,
     round_scaled_tensors,
+    written_scales,
 )
 from mupscale_cli.verification.builders import choose_builders
 from mupscale_cli.verification.inputs import BATCH, LENGTH, Inputs
@@ -394,16 +395,20 @@ def _compare_outputs(before: Mapping[str, Tensor], after: Mapping[str, Tensor], 
 
 
 def _possible_copies(narrow: Tensor, wide: Tensor, plan: Plan) -> Iterator[Tensor]:
-    """Yield hidden states with copied units, once for each different growth of an axis of their size."""
+    """Yield hidden states with copied units, once for each different growth of an axis of their size.
+
+    The states may have the scale that all layers give that axis which write to it.
+    """
     size, wide_size = narrow.shape[-1], wide.shape[-1]
-    axes = (axis for axis in plan.axes if (axis.size, axis.wide_size) == (size, wide_size))
-    maps = {(axis.copy_map(), axis.isometric) for axis in axes}
-    for units, isometric in maps or {(CopyMap(size, max(1, wide_size // size)), False)}:
+    axes = [axis for axis in plan.axes if (axis.size, axis.wide_size) == (size, wide_size)]
+    written = written_scales(plan)
+    maps = dict.fromkeys((a.copy_map(), a.isometric, scale) for a in axes for scale in (1.0, written.get(a.name, 1.0)))
+    for units, isometric, scale in maps or {(CopyMap(size, max(1, wide_size // size)), False, 1.0): None}:
         sources = torch.tensor(units.all_sources, device=narrow.device)
         places = (sources != FRESH).nonzero().flatten()
         counts = torch.tensor([len(copies) for copies in units.positions], device=narrow.device)
         unit = narrow / counts.to(narrow.dtype).sqrt() if isometric else narrow
-        yield wide.to(narrow.dtype).index_copy(-1, places, unit.index_select(-1, sources[places]))
+        yield wide.to(narrow.dtype).index_copy(-1, places, scale * unit.index_select(-1, sources[places]))
 
 
 def _final_hidden(modules: list[Comparison], outputs: Outputs) -> tuple[Comparison, ...]:

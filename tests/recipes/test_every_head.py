@@ -41,7 +41,6 @@ LEFT_OUT = {
     "ReformerForMaskedLM": "the settings are a decoder's",
     "Emu3ForCausalLM": "it takes the language model's config",
     **dict.fromkeys(("Qwen3_5ForCausalLM", "MllamaTextModel", "Emu3TextModel"), "it takes the language model's config"),
-    "DoryModel": "its states have unit length, so copies are smaller; states are compared as plain copies",
     "UniSpeechForPreTraining": "it replaces random features by others, and returns nothing that its heads compute",
     "UniSpeechSatForPreTraining": "transformers computes nothing with its heads, so nothing could be compared",
     "LlavaModel": "transformers cannot run it: it asks a tower of CLIP for a `patch_size` that the tower lacks",

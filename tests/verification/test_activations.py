@@ -6,12 +6,14 @@ from fractions import Fraction
 
 import pytest
 import torch
+import transformers
 from torch import nn
 
+from helpers import MODELS, randomize
 from mupscale_cli.checkpoints.reading import open_checkpoint
 from mupscale_cli.tasks.planning import plan_widening
 from mupscale_cli.tasks.widen import widen
-from mupscale_cli.verification import activations
+from mupscale_cli.verification import activations, comparing
 from mupscale_cli.verification.activations import (
     following,
     name_in,
@@ -192,8 +194,18 @@ def test_embeddings_do_not_decide_the_scale_of_the_stream(saved):
 
 def test_a_right_model_needs_the_scale_of_its_stream(saved, tmp_path, monkeypatch):
     """Without it, the outputs of a gate that reads the stream are no copies."""
-    monkeypatch.setattr(activations, "_written_scales", lambda _plan: {})
+    monkeypatch.setattr(activations, "written_scales", lambda _plan: {})
     found = widen(saved("Dory-untied"), tmp_path / "wide", 2, dtype="float64").verification
     assert not found.agrees
     assert found.first_difference.what == "model.layers.0.self_attn.gate_proj"
     assert all(comparison.max_rel < 1e-11 for comparison in found.comparisons if "logits" in comparison.what)
+
+
+def test_states_of_a_headless_model_have_the_scale_of_its_stream(tmp_path, monkeypatch):
+    """Dory's last state has length 1, so that each copy is 1/sqrt(2) of the original."""
+    _, config_class, settings = MODELS["Dory-untied"]
+    model = randomize(transformers.DoryModel(getattr(transformers, config_class)(**settings)).double())
+    model.save_pretrained(tmp_path / "narrow")
+    assert widen(tmp_path / "narrow", tmp_path / "wide", 2, dtype="float64").verification.agrees
+    monkeypatch.setattr(comparing, "written_scales", lambda _plan: {})
+    assert not widen(tmp_path / "narrow", tmp_path / "other", 2, dtype="float64").verification.agrees
