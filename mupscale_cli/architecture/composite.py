@@ -25,7 +25,7 @@ from mupscale_cli.architecture.patterns import parse_pattern
 from mupscale_cli.architecture.units import parse_template, units_in
 from mupscale_cli.text import suggest
 
-_KEYS = ("config", "recipe", "prefix", "names")
+_KEYS = ("config", "recipe", "prefix", "names", "renames")
 _IGNORED = ("about", "match", "extends", "prefix", "tie")
 _GLOBAL = ("tensors", "block", "tie")  # names that mean the same in the expressions of every part
 # Of the number of an axis's fresh units, and of all its new ones, in conditions that the widened model must satisfy.
@@ -42,6 +42,7 @@ class Part:
         recipe: the recipe to use unless the part's config has a model type with a built-in recipe.
         prefix: the word that replaces `{prefix}` in its patterns.
         names: the word to put in front of its other tensors, None for no word.
+        renames: beginnings of names behind `{prefix}`, each with what the composite has in its place.
     """
 
     name: str
@@ -49,6 +50,7 @@ class Part:
     recipe: Text
     prefix: str
     names: str | None
+    renames: tuple[tuple[str, str], ...] = ()
 
 
 def read_parts(document: Entries) -> tuple[Part, ...]:
@@ -67,15 +69,19 @@ def read_parts(document: Entries) -> tuple[Part, ...]:
 
 def _part(key: Text, node: Node) -> Part:
     if not isinstance(node, Entries):
-        raise node.error("expected a mapping of `config`, `recipe`, `prefix` and optionally `names`")
+        raise node.error("expected a mapping of `config`, `recipe`, `prefix` and optionally `names` and `renames`")
     if not key.value.isidentifier():
         raise key.error(
             f"`{key.value}` is not a valid name", hint="use letters, digits and `_`, and no digit at the start"
         )
     texts: dict[str, tuple[Text, ...]] = {}
+    renames: tuple[tuple[str, str], ...] = ()
     for name, value in node:
         if name.value not in _KEYS:
             raise name.error(f"unknown key `{name.value}`", hint=suggest(name.value, _KEYS))
+        if name.value == "renames":
+            renames = _renames(value)
+            continue
         nodes = value.nodes if isinstance(value, Items) and name.value == "config" else (value,)
         if not all(isinstance(item, Text) for item in nodes):
             raise value.error("expected a single value, not a list or a mapping")
@@ -85,7 +91,13 @@ def _part(key: Text, node: Node) -> Part:
             raise key.error(f"the part `{key.value}` has no `{required}`")
     names = texts["names"][0].value if "names" in texts else None
     sections = tuple(text.value for text in texts["config"])
-    return Part(key.value, sections, texts["recipe"][0], texts["prefix"][0].value, names)
+    return Part(key.value, sections, texts["recipe"][0], texts["prefix"][0].value, names, renames)
+
+
+def _renames(node: Node) -> tuple[tuple[str, str], ...]:
+    if not isinstance(node, Entries) or not all(isinstance(value, Text) for _, value in node):
+        raise node.error("expected a mapping of beginnings of names to what the composite has in their place")
+    return tuple((key.value, value.value) for key, value in node if isinstance(value, Text))
 
 
 def find_section(part: Part, config: Mapping[str, Any]) -> str:
@@ -341,5 +353,7 @@ def _pattern(text: Text, part: Part, rename: Callable[[str], str]) -> Text:
     ]
     value = _replace_names(text, axis_names).value
     if "{prefix}" in value:
+        for old, new in part.renames:
+            value = value.replace(f"{{prefix}}{old}", f"{{prefix}}{new}")
         return _renamed(text, value.replace("{prefix}", f"{{{part.prefix}}}"))
     return _renamed(text, f"{{{part.names}}}{value}" if part.names else value)

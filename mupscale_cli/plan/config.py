@@ -89,6 +89,8 @@ def _scale(value: Any, scale: float, choice: Choice[Any]) -> Any:
         return value
     if isinstance(value, list):
         return [_scale(item, scale, choice) for item in value]
+    if isinstance(value, Mapping):
+        return {key: _scale(item, scale, choice) for key, item in value.items()}
     if isinstance(value, bool) or not isinstance(value, (int, float)):
         raise choice.text.error(f"cannot scale `{shown(value)}` in the config, which is not a number")
     try:

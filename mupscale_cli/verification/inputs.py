@@ -29,6 +29,8 @@ _BANDS = ("feature_projection_input_dim", "input_feat_per_channel", "input_dim",
 # Config keys for the part of a model that reads sound.
 _SOUND = ("audio_config", "encoder_config", "acoustic_tokenizer_encoder_config", "encoder")
 
+_CHANNELS = ("in_channels", "num_channels", "in_chans")  # config keys for the channels of images
+
 
 @dataclass(frozen=True)
 class Inputs:
@@ -175,8 +177,8 @@ def _beside_images(
     kind = _visual_kind(model)
     placeholder, features_of = _token(config, f"{kind}_token"), _features_of(model, kind)
     made["input_ids"] = _with_placeholders(model, {**keywords, **made}, placeholder, features_of)
-    if "mm_token_type_ids" in reads:
-        made["mm_token_type_ids"] = torch.eq(made["input_ids"], image_token(config) or 0).long()
+    for name in {"mm_token_type_ids", "moe_mm_token_type_ids"} & reads.keys():
+        made[name] = torch.eq(made["input_ids"], image_token(config) or 0).long()
     return made
 
 
@@ -198,13 +200,14 @@ def _image_inputs(model: Any, config: Any, generator: torch.Generator) -> dict[s
     reads = inspect.signature(model.forward).parameters
     if "image_grid_thw" in reads:
         patches, grids, merges = _patches_on_grids(vision, model.dtype, generator)
+        if _reads_rows(model, vision):
+            patches = patches.flatten(1)
         values = {"pixel_values": patches, "image_grid_thw": grids, "image_merge_sizes": merges}
         return {name: values[name] for name in values if name in reads}
     parameters = inspect.signature(_features_of(model, "image") or model.forward).parameters
-    if "spatial_shapes" in parameters:  # patches side by side, of any aspect ratio
-        return _rows_of_patches(vision, model.dtype, generator)
-    if "image_position_ids" in parameters:  # patches and their places
-        return _placed_patches(vision, model.dtype, generator)
+    make = next((make for mark, make in _PATCHES.items() if mark in reads or mark in parameters), None)
+    if make is not None:
+        return make(vision, model.dtype, generator)
     pixels = _images(vision, generator)[0].to(model.dtype)
     if "image_embeds_position_mask" in reads:  # features take the place of the first tokens
         places = torch.arange(LENGTH).lt(config.latent_query_num).expand(BATCH, -1)
@@ -228,6 +231,32 @@ def _image_inputs(model: Any, config: Any, generator: torch.Generator) -> dict[s
     return {"pixel_values": pixels, "image_sizes": sizes}
 
 
+def _reads_rows(model: Any, vision: Any) -> bool:
+    """Tell whether an image encoder's first layer reads a patch as one row of numbers."""
+    towers = (module for module in model.modules() if getattr(module, "config", None) is vision)
+    return isinstance(_first_layer(next(towers, None)), nn.Linear)
+
+
+def _pooled_patches(vision: Any, dtype: torch.dtype, generator: torch.Generator) -> dict[str, Tensor]:
+    """Make square images as rows of patches; every feature pools a square of four patches."""
+    side = math.isqrt(vision.num_position_embeddings)
+    shape = (BATCH, side * side, vision.num_channels * vision.patch_size**2)
+    places = torch.arange(side * side).view(side // 2, 2, side // 2, 2).transpose(1, 2).reshape(-1, 4)
+    return {
+        "pixel_values": torch.randn(shape, generator=generator, dtype=torch.float64).to(dtype),
+        "image_token_pooling": torch.cat([places + image * side * side for image in range(BATCH)]),
+        "image_grids": torch.tensor([[side // 2, side // 2, 0, 0]] * BATCH),
+    }
+
+
+def _strip_of_patches(vision: Any, dtype: torch.dtype, generator: torch.Generator) -> dict[str, Tensor]:
+    """Make square images as one strip of patches, wide enough for squares of squares of them."""
+    side = 2 * vision.window_kernel_size[0] ** 2
+    shape = (1, vision.num_channels, vision.patch_size, BATCH * side * side * vision.patch_size)
+    pixels = torch.randn(shape, generator=generator, dtype=torch.float64)
+    return {"pixel_values": pixels.to(dtype), "target_sizes": torch.full((BATCH, 2), side)}
+
+
 def _encoder_inputs(config: Any, reads: Mapping[str, Any], dtype: torch.dtype, generator: torch.Generator) -> Inputs:
     """Make images for an image encoder alone that takes any resolution; its first argument is the patches."""
     patches, grids, merges = _patches_on_grids(config, dtype, generator)
@@ -241,10 +270,12 @@ def _patches_on_grids(vision: Any, dtype: torch.dtype, generator: torch.Generato
     Returns:
         The patches, the time, height and width of each image in patches, and how many patches are merged along a side.
     """
-    merge = getattr(vision, "spatial_merge_size", 1)
+    merge = getattr(vision, "spatial_merge_size", None) or getattr(vision, "merge_size", None)
+    merge = merge or getattr(vision, "merge_kernel_size", (1,))[0]
     side = 2 * merge
-    channels = getattr(vision, "in_channels", None) or getattr(vision, "num_channels", None) or vision.in_chans
-    frames = getattr(vision, "temporal_patch_size", None)
+    channels = next((value for key in _CHANNELS if (value := getattr(vision, key, None))), 3)
+    frames = getattr(vision, "temporal_patch_size", None) or getattr(vision, "patch_temporal", None)
+    frames = frames or (1 if hasattr(vision, "max_image_size") else None)  # Hunyuan reads a patch as a row, too
     shape = (channels * frames * vision.patch_size**2,) if frames else (channels, vision.patch_size, vision.patch_size)
     patches = torch.randn(BATCH * side * side, *shape, generator=generator, dtype=torch.float64)
     return patches.to(dtype), torch.tensor([[1, side, side]] * BATCH), torch.full((BATCH,), merge)
@@ -267,6 +298,15 @@ def _rows_of_patches(vision: Any, dtype: torch.dtype, generator: torch.Generator
         "pixel_attention_mask": torch.ones(shape[:2], dtype=torch.long),
         "spatial_shapes": torch.full((BATCH, 2), math.isqrt(vision.num_patches)),
     }
+
+
+# How images are made as patches, by an argument of the model or of the function that makes features of them.
+_PATCHES: dict[str, Callable[[Any, torch.dtype, torch.Generator], dict[str, Tensor]]] = {
+    "image_token_pooling": _pooled_patches,  # patches, and which of them a feature pools
+    "target_sizes": _strip_of_patches,  # the patches of all images in one strip
+    "spatial_shapes": _rows_of_patches,  # patches side by side, of any aspect ratio
+    "image_position_ids": _placed_patches,  # patches and their places
+}
 
 
 def _tiled(pixels: Tensor, num_tiles: int) -> dict[str, Tensor]:

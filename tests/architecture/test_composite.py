@@ -100,6 +100,19 @@ parameters: {"{prefix}old.*": "{prefix}new.*"}
     assert {name: recipe.parameter_name(name) for name in loaded} == loaded
 
 
+def test_a_part_may_have_names_of_another_spelling(recipes):
+    """Behind its prefix, by a word that every prefix of the composite spells in its own way."""
+    outer = (recipes / "outer.yaml").read_text()
+    outer = outer.replace("{text: t.,", "{text: t., rows: u.,").replace("{text: x.,", "{text: x., rows: w.,")
+    outer = outer.replace("names: head}", 'names: head, renames: {w.: "{rows}"}}')
+    (recipes / "outer.yaml").write_text(outer)
+    recipe = load_recipe(recipes / "outer.yaml", CONFIG)
+    assert "{text}{rows}{text.e}" in [rule.pattern.text for rule in recipe.tensors]
+    (recipes / "outer.yaml").write_text(outer.replace('{w.: "{rows}"}', "w."))
+    with pytest.raises(RecipeError, match="expected a mapping of beginnings of names"):
+        load_recipe(recipes / "outer.yaml", CONFIG)
+
+
 def test_requirements_name_the_fresh_units_of_a_parts_axes(recipes):
     (requirement,) = load_recipe(recipes / "outer.yaml", CONFIG).requires
     assert requirement.text.value == "fresh.text.a == 0 or text_config.n == 4"

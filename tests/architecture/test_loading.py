@@ -35,7 +35,9 @@ def write(tmp_path):
 # Chosen by name, or by the recipe of which they are a part.
 PARTS = (
     *("mlp_mup", "resnet18_mup", "qwen_vision", "pixtral", "internvl_vision", "glm4v_vision"),
-    *("t5gemma_stack", "t5gemma2_stack"),
+    *("t5gemma_stack", "t5gemma2_stack", "cosmos3_edge_text", "ernie4_5_vl_text", "molmo2_text"),
+    *("cosmos3_edge_vision", "ernie4_5_vision", "hunyuan_vision", "kimi_vision", "minicpmv_vision", "molmo2_vision"),
+    *("hy_v4_vision", "muse_glimmer_vision"),
 )
 
 

@@ -67,3 +67,11 @@ def test_transformers_builds_the_widened_shapes_from_the_config(case, saved, tmp
     assert stored.items() <= expected.items()
     tied = {"lm_head.weight"} if getattr(config, "tie_word_embeddings", False) else set()
     assert expected.keys() - stored.keys() <= tied
+
+
+def test_settings_by_the_number_of_a_block_are_scaled_where_they_are(saved, tmp_path):
+    """Step 3.7 repeats the number of heads for every block that has another one than the others."""
+    widened = widen(saved("Step3p7-images"), tmp_path / "wide", axes={"text.kv": 3}, verify=False)
+    text = json.loads((widened.output / "config.json").read_text())["text_config"]
+    assert text["per_layer_config"] == {"1": {"num_attention_heads": 18}}
+    assert (text["num_attention_heads"], text["num_sliding_attention_heads"]) == (12, 18)

@@ -16,7 +16,17 @@ from mupscale_cli.tasks.check import check_model
 from mupscale_cli.tasks.planning import identity_plan, plan_widening
 from mupscale_cli.tasks.widen import widen
 from mupscale_cli.verification.planned import narrow_tensors
-from small_models import decoders, documents, encoders, image_text, images, retrieval, speech
+from small_models import (
+    decoders,
+    documents,
+    encoders,
+    image_text,
+    image_text_experts,
+    images,
+    readers,
+    retrieval,
+    speech,
+)
 from small_models.established import ONLY_NAMES
 
 # `pytest -m slow` tries every axis of every other case.
@@ -24,6 +34,7 @@ from small_models.established import ONLY_NAMES
 UNTIED = ("Llama-untied", "GPT2-untied", "Mixtral-untied", "Olmo-untied", "NanoChat-untied")
 SLOW = {case for case in MODELS if case.endswith("-untied") and case not in UNTIED} | ONLY_NAMES
 SLOW |= decoders.RARE | encoders.RARE | retrieval.RARE | speech.RARE | images.RARE | image_text.RARE | documents.RARE
+SLOW |= image_text_experts.RARE | readers.RARE
 EVERY_AXIS = ["GPT2-tied", pytest.param("T5-tied", marks=pytest.mark.slow)]
 # Types whose class renames what it reads, by a rule that precedes another and with a prefix that others end in.
 RENAMED = ("BailingHybrid-untied", "XLMRoberta-tied")

@@ -6,6 +6,8 @@ from typing import Any
 
 from small_models import decoders
 from small_models.image_text import IMAGE_TEXT
+from small_models.image_text_experts import IMAGE_TEXT_EXPERTS
+from small_models.readers import READERS
 from small_models.sizes import TEXT, VISION
 
 SIGLIP = {**VISION, "model_type": "siglip_vision_model", "vision_use_head": False}
@@ -409,6 +411,8 @@ MULTIMODAL: dict[str, tuple[str, str, dict[str, Any]]] = {
         },
     ),
     **IMAGE_TEXT,
+    **IMAGE_TEXT_EXPERTS,
+    **READERS,
 }
 
 # Packages that a case needs beside transformers.
