@@ -345,15 +345,19 @@ def _visual_kind(model: Any) -> str:
     return "video" if _features_of(model, "image") is None and _features_of(model, "video") is not None else "image"
 
 
+def _parameters(functions: Iterable[Callable[..., Any]]) -> set[str]:
+    """Return the names of all arguments of some functions."""
+    return {name for function in functions for name in inspect.signature(function).parameters}
+
+
 def _sound_inputs(model: Any, config: Any, generator: torch.Generator) -> dict[str, Tensor]:
     """Make one spectrogram or waveform per text, and the masks of its frames that the class takes."""
-    parameters = inspect.signature(model.forward).parameters
+    owners = [owner for owner in (model, getattr(model, "model", None)) if owner is not None]
+    parameters = _parameters(owner.forward for owner in owners)  # a head may pass all its arguments to its model
     name = "input_features" if "input_features" in parameters else "input_values"
     sounds = _KINDS[name](model, _sound_config(config), generator)[0].to(model.dtype)
-    owners = (model, getattr(model, "model", None))  # a head may pass all its arguments to its model
-    encoders = [encode for owner in owners if (encode := getattr(owner, "get_audio_features", None))]
-    taken = {parameter for encode in encoders for parameter in inspect.signature(encode).parameters}
-    masks = {"feature_attention_mask", "input_features_mask", "padding_mask"} & taken & set(parameters)
+    taken = _parameters(owner.get_audio_features for owner in owners if hasattr(owner, "get_audio_features"))
+    masks = {"feature_attention_mask", "input_features_mask", "padding_mask"} & taken & parameters
     by_frames = name == "input_features" and sounds.shape[1] != _sound_config(config).num_mel_bins
     mask = torch.ones(BATCH, sounds.shape[1 if by_frames else -1], dtype=torch.long)
     exact: dict[str, Any] = {"sample": False} if "sample" in parameters else {}  # without noise on the features
@@ -375,7 +379,7 @@ def _num_features(model: Any, keywords: Mapping[str, Tensor], features_of: Calla
     """Return how many features a model makes of one image or sound."""
     device = next(model.parameters()).device
     if "input_ids" in inspect.signature(features_of).parameters:  # the places of the features; its encoder does without
-        features_of = model.get_submodule(f"{model.base_model_prefix}.audio_tower")
+        features_of = getattr(model, model.base_model_prefix, model).audio_tower
     given = {key: value for key, value in keywords.items() if key != "input_ids"}
     features = features_of(**{k: v.to(device) if isinstance(v, Tensor) else v for k, v in given.items()})
     pooled = getattr(features, "pooler_output", None)

@@ -4,10 +4,11 @@ import sys
 
 import pytest
 import torch
+import transformers
 from safetensors.torch import save_file
 from torch import nn
 
-from helpers import MLP_MODULE, build, mlp_tensors
+from helpers import MLP_MODULE, MODELS, build, mlp_tensors
 from mupscale_cli.tasks.planning import plan_widening
 from mupscale_cli.tasks.widen import widen
 from mupscale_cli.verification.inputs import Inputs, reference_inputs, user_inputs
@@ -80,6 +81,13 @@ def test_models_of_sound_get_all_that_they_read(case):
         assert (tokens == model.config.audio_token_id).any(dim=1).all()
     assert ("sample" in inputs) == (case == "VibeVoiceAsr")
     model(**inputs)
+
+
+def test_a_head_that_passes_its_arguments_on_gets_sounds():
+    _, config, settings = MODELS["Qwen3ASR-tied"]
+    model = transformers.Qwen3ASRForTokenClassification(getattr(transformers, config)(**settings))
+    inputs = reference_inputs(model, torch.Generator()).keywords
+    assert {"input_ids", "input_features", "input_features_mask"} <= set(inputs)
 
 
 def test_other_kinds_of_inputs_cannot_be_verified():
