@@ -52,6 +52,7 @@ LEFT_OUT = {
     "HieraForPreTraining": "it hides random patches",
     "HGNetV2Backbone": "it returns maps of several sizes and nothing else",
     "Gemma3nModel": "its towers need timm",
+    "SpeechT5Model": "it reads states of the model's width, which other classes make of sound or text",
     "T5GemmaEncoderModel": "it takes a config without a decoder",
 }
 
