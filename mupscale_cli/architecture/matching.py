@@ -72,12 +72,17 @@ def used_prefixes(recipe: Recipe, names: Sequence[str]) -> Prefixes:
 
 
 def _best_prefixes(recipe: Recipe, names: Sequence[str]) -> tuple[Prefixes, dict[str, list[Match]]]:
+    """Choose the prefixes with which most names match, and of those the ones with which rules say most about them.
+
+    A rule such as `{vision}**` matches every name if its prefix is empty, and says nothing about it.
+    """
     tried = []
     for prefixes in recipe.prefixes:
         candidates = _candidates(recipe, prefixes, names)
         num_matched = sum(map(bool, candidates.values()))
-        tried.append((num_matched, prefixes, candidates))
-        if num_matched == len(names):
+        num_told = sum(any("**" not in m.rule.pattern.text for m in found) for found in candidates.values())
+        tried.append(((num_matched, num_told), prefixes, candidates))
+        if num_told == len(names):
             break  # no other prefixes match more
     _, prefixes, candidates = max(tried, key=lambda each: each[0])
     return prefixes, candidates

@@ -42,6 +42,15 @@ def test_the_prefix_that_matches_most_names_wins(recipe):
     assert rules(prefixed, ["a"]) == {"a": "{prefix}a"}
 
 
+def test_a_rule_that_matches_every_name_does_not_choose_the_prefix(recipe):
+    """With the first prefixes, `{vision}**` matches all three names, and those of the text are of no rule."""
+    prefixed = recipe(
+        "{text}a", "{text}b", "{vision}**", prefix='[{text: model., vision: ""}, {text: llm., vision: eye.}]'
+    )
+    expected = {"llm.a": "{text}a", "llm.b": "{text}b", "eye.x": "{vision}**"}
+    assert rules(prefixed, list(expected)) == expected
+
+
 @pytest.mark.parametrize(
     ("patterns", "names", "message"),
     [
