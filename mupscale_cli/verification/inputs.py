@@ -174,7 +174,7 @@ def _beside_images(
     made = _image_inputs(model, config, generator)
     if "qformer_input_ids" in reads:  # the instruction, which the queries read as well
         made["qformer_input_ids"] = random_tokens(config.qformer_config.vocab_size, LENGTH, generator)
-    kind = _visual_kind(model)
+    kind = _visual_kind(config)
     placeholder, features_of = _token(config, f"{kind}_token"), _features_of(model, kind)
     made["input_ids"] = _with_placeholders(model, {**keywords, **made}, placeholder, features_of)
     for name in {"mm_token_type_ids", "moe_mm_token_type_ids"} & reads.keys():
@@ -212,7 +212,7 @@ def _image_inputs(model: Any, config: Any, generator: torch.Generator) -> dict[s
     if "image_embeds_position_mask" in reads:  # features take the place of the first tokens
         places = torch.arange(LENGTH).lt(config.latent_query_num).expand(BATCH, -1)
         return {"pixel_values": pixels, "image_embeds_position_mask": places}
-    if _visual_kind(model) == "video":
+    if _visual_kind(config) == "video":
         return {"pixel_values": torch.stack([pixels, pixels.flip(-1)], dim=1)}
     if "aspect_ratio_ids" in parameters:  # one tile of as many as an image may have
         return _tiled(pixels, vision.max_num_tiles)
@@ -340,9 +340,9 @@ def _features_of(model: Any, kind: str) -> Any:
     return getattr(model, name, None) or getattr(getattr(model, "model", None), name, None)
 
 
-def _visual_kind(model: Any) -> str:
-    """Return whether a model reads images or only videos, as `image` or `video`."""
-    return "video" if _features_of(model, "image") is None and _features_of(model, "video") is not None else "image"
+def _visual_kind(config: Any) -> str:
+    """Return whether a model has placeholders for images or only for videos, as `image` or `video`."""
+    return "video" if image_token(config) is None and _token(config, "video_token") is not None else "image"
 
 
 def _parameters(functions: Iterable[Callable[..., Any]]) -> set[str]:

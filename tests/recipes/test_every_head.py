@@ -50,6 +50,7 @@ LEFT_OUT = {
     ),
     "VideoMAEForPreTraining": "it takes a mask of the patches that it predicts, which verification does not make",
     "HieraForPreTraining": "it hides random patches",
+    "InstructBlipVideoModel": "it returns the outputs of its parts, and no tensor of its own",
     "HGNetV2Backbone": "it returns maps of several sizes and nothing else",
     "Gemma3nModel": "its towers need timm",
     "SpeechT5Model": "it reads states of the model's width, which other classes make of sound or text",
