@@ -62,11 +62,18 @@ def progress() -> Iterator[Events]:
         yield Events()
     elif console.is_terminal:
         with Live(console=console, refresh_per_second=_REFRESHES, transient=True) as live:
-            yield Events(
-                phase=lambda name: live.update(Text(name, style="dim")), show=lambda status: live.update(_live(status))
-            )
+            yield live_events(live)
     else:
         yield _Lines(console).events
+
+
+def live_events(live: Live) -> Events:
+    """Return events that replace what a live display shows, and print notes above it."""
+    return Events(
+        phase=lambda name: live.update(Text(name, style="dim")),
+        note=lambda text: live.console.print(text, markup=False, soft_wrap=True),
+        show=lambda status: live.update(_live(status)),
+    )
 
 
 def _live(status: Status) -> RenderableType:
@@ -92,7 +99,7 @@ class _Lines:
     def __init__(self, console: Console) -> None:
         self._console = console
         self._printed: set[Point] | None = None
-        self.events = Events(phase=self._print, show=self._show)
+        self.events = Events(phase=self._print, note=self._print, show=self._show)
 
     def _print(self, text: str) -> None:
         self._console.print(text, markup=False, soft_wrap=True)

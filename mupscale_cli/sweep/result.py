@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from statistics import fmean
 
 from mupscale_cli.sweep.grid import Grid, Point
@@ -91,6 +91,12 @@ class Findings:
     def cell(self, factor: int, noise: float, lr: float) -> Cell | None:
         """Return the cell at a width, noise and learning rate; None if no trial of it is finished."""
         return next((c for c in self.cells if (c.factor, c.noise, c.lr) == (factor, noise, lr)), None)
+
+    def with_warnings(self, warnings: Sequence[str]) -> Findings:
+        """Return the findings with further reasons not to rely on the recommendation, if there is one."""
+        if (best := self.recommendation) is None or not warnings:
+            return self
+        return replace(self, recommendation=replace(best, warnings=(*best.warnings, *warnings)))
 
 
 def evaluate_trials(grid: Grid, trials: Iterable[Trial]) -> Findings:

@@ -10,6 +10,7 @@ import sys
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +20,7 @@ from mupscale_cli.checkpoints.output_files import replace_json
 from mupscale_cli.checkpoints.reading import Checkpoint
 from mupscale_cli.engine.defaults import plain_defaults
 from mupscale_cli.errors import MupscaleError, SweepError
+from mupscale_cli.optimizers.finding import find_optimizer, open_optimizer
 from mupscale_cli.record.changes import source_files
 from mupscale_cli.reports.pictures.canvas import check_matplotlib, save
 from mupscale_cli.sweep.command import fill, parse_command, run_command
@@ -37,6 +39,7 @@ RESULT, PICTURE = "sweep.json", "sweep.png"
 _TOKENS = "tokens.npy"
 _READ_IN_PLACE = (".bin", ".npy")  # other data is converted once, for all trials and processes
 _POLL_SECONDS = 0.3
+_FAR = 10  # a proxy with fewer than a tenth of the checkpoint's steps is far less trained
 
 Report = Callable[[int, float], None]
 Trainer = Callable[[Point, Path, Path, Report], float]
@@ -62,11 +65,13 @@ class Events:
     """Callbacks that report progress.
 
     Attributes:
-        phase: called with a description of each long preparation, and its outcome.
+        phase: called with a description of each long preparation.
+        note: called with each finding that should stay visible.
         show: called a few times per second, and once after the last trial.
     """
 
     phase: Callable[[str], None] = lambda _name: None
+    note: Callable[[str], None] = lambda _text: None
     show: Callable[[Status], None] = lambda _status: None
 
 
@@ -230,7 +235,7 @@ def _make_proxy(settings: Sweep, source: Checkpoint, events: Events) -> None:
     losses: list[float] = []
     make_proxy(source, request, settings.training, data, settings.narrow, lambda _step, loss: losses.append(loss))
     if losses:
-        events.phase(_proxy_advice(losses[-1], settings.proxy.steps))
+        events.note(_proxy_advice(losses[-1], settings.proxy.steps))
 
 
 def _proxy_advice(loss: float, steps: int) -> str:
@@ -239,6 +244,28 @@ def _proxy_advice(loss: float, steps: int) -> str:
         f"the proxy ends with a loss of {loss:.4g} after {counted(steps, 'step')}; if the checkpoint's loss on this "
         "data is far lower, the proxy is far less trained, and the best rates may differ: raise `--proxy-steps`"
     )
+
+
+def _proxy_warnings(settings: Sweep) -> tuple[str, ...]:
+    """Compare the proxy's training with the steps that the checkpoint's optimizer state counts, if it has one."""
+    source = settings.find_source().checkpoint
+    path = find_optimizer(source)
+    if settings.proxy is None or path is None or find_spec("torch") is None:
+        return ()
+    from mupscale_cli.optimizers.progress import steps_taken
+
+    try:
+        taken = steps_taken(open_optimizer(path, source.config, trained=source.trained))
+    except MupscaleError:  # of a state that a sweep with a proxy does not need
+        return ()
+    steps = settings.proxy.steps
+    if taken is None or steps * _FAR >= taken:
+        return ()
+    warning = (
+        f"the proxy was trained for {counted(steps, 'step')} and the checkpoint for {taken}, and the best learning "
+        f"rate depends on how far a model is trained: raise `--proxy-steps` to {-(-taken // _FAR)} or more"
+    )
+    return (warning,)
 
 
 # Trials ---------------------------------------------------------------------------------------
@@ -365,15 +392,17 @@ class _Publisher:
         self._events = events
         self._document: dict[str, Any] = {}
         self._num_published = -1  # finished trials in the document
+        self._warnings = _proxy_warnings(settings)
         self.cost = sweep_cost(settings)
 
     def publish(self) -> tuple[Status, dict[str, Any]]:
         """Publish the progress of all processes; return it with the current document."""
         trials = tuple(self._study.results(self._settings.grid))
-        status = Status(trials, tuple(self._study.running()), evaluate_trials(self._settings.grid, trials))
+        findings = evaluate_trials(self._settings.grid, trials).with_warnings(self._warnings)
+        status = Status(trials, tuple(self._study.running()), findings)
         if len(trials) != self._num_published:
             proxy = read_json(self._settings.narrow / PROXY_RECORD) if self._settings.proxy else None
-            self._document = sweep_document(self._settings, trials, status.findings, proxy, self.cost)
+            self._document = sweep_document(self._settings, trials, findings, proxy, self.cost)
             replace_json(self._settings.directory / RESULT, self._document)
             self._num_published = len(trials)
         self._events.show(status)

@@ -1,12 +1,18 @@
 """Test the proxy of a large model."""
 
 import json
+from io import StringIO
 from types import SimpleNamespace
 
 import pytest
+import torch
+from rich.console import Console
+from rich.live import Live
+from safetensors.torch import load_file, save_file
 
 from cli_runner import run
 from mupscale_cli.checkpoints.reading import open_checkpoint
+from mupscale_cli.cli.sweep_view import live_events
 from mupscale_cli.errors import SweepError
 from mupscale_cli.plan import Request
 from mupscale_cli.sweep.proxy import ProxyRequest, make_proxy, narrowed_config, usual_ratio
@@ -14,6 +20,7 @@ from mupscale_cli.sweep.settings import Training
 from mupscale_cli.tasks.planning import choose_recipe, plan_widening
 from mupscale_cli.tasks.widen import widen
 from sweeps import OWN, SHORT, sweep, words
+from training import save_state
 
 
 def narrowed(directory, ratio, axes=None):
@@ -87,6 +94,52 @@ def test_a_sweep_takes_a_narrower_base_and_the_targets_factor_and_says_what_it_c
     assert cost["saved"] == pytest.approx(target / trial)
     assert cost["total"] == pytest.approx((2 * trial * 3 + cost["proxy"] * 30) / (target * 3))
     assert f"takes {cost['saved']:.3g} times the operations of one of these" in result.out
+
+
+@pytest.mark.parametrize(("taken", "is_far"), [(21, True), (20, False)])
+@pytest.mark.parametrize("kind", ["torch", "safetensors"])
+def test_a_proxy_far_less_trained_than_the_checkpoint_is_warned_of(kind, taken, is_far, tokens, tmp_path):
+    narrow = save_state(tmp_path / "narrow", kind)
+    set_steps(narrow, taken)
+    result = sweep(
+        narrow,
+        "--data",
+        tokens,
+        *words("--proxy 2 --proxy-steps 2 --lr 1e-3 --noise 0.1 -f 2 --no-picture"),
+        "-o",
+        tmp_path / "s",
+        *SHORT,
+    )
+    document = json.loads((tmp_path / "s" / "sweep.json").read_text())
+    warning = f"trained for 2 steps and the checkpoint for {taken}, "
+    assert [warning in text for text in document["recommendation"]["warnings"]].count(True) == is_far
+    assert (warning in result.out, "`--proxy-steps` to 3 or more" in result.out) == (is_far, is_far)
+
+
+def set_steps(checkpoint, steps):
+    """Let the optimizer's state of a checkpoint count so many steps."""
+    if (file := checkpoint / "optimizer.pt").exists():
+        state = torch.load(file)
+        for entries in state["state"].values():
+            entries["step"].fill_(steps)
+        torch.save(state, file)
+        return
+    file = checkpoint / "optimizer.safetensors"
+    tensors = {name: t.fill_(steps) if name.endswith(".step") else t for name, t in load_file(file).items()}
+    save_file(tensors, file, metadata={"optimizer": "adamw"})
+
+
+def test_the_proxys_loss_stays_on_a_terminal():
+    console = Console(file=StringIO(), force_terminal=True, width=60, highlight=False)
+    with Live(console=console, refresh_per_second=0.1, transient=True) as live:
+        events = live_events(live)
+        events.phase("creating the proxy")
+        events.note("the proxy ends with a loss of 2.5")
+        events.phase("something else")
+    screen, stays = console.file.getvalue().rpartition("the proxy ends with a loss of 2.5")[::2]
+    assert screen
+    # The live view is erased line by line, upwards: never as far as the note.
+    assert stays.count("\x1b[1A") <= stays.count("\n")
 
 
 def test_hparams_map_through_proxy_and_widening(tokens, tmp_path, saved):
