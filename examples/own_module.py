@@ -42,9 +42,10 @@ def mupscale(*words):
 
 
 if __name__ == "__main__":
-    if len(sys.argv) != 2 or not Path(sys.argv[1]).is_dir():
-        sys.exit("usage: python own_module.py FOLDER, where FOLDER exists")
+    if len(sys.argv) != 2:
+        sys.exit("usage: python own_module.py FOLDER")
     folder = Path(sys.argv[1])
+    folder.mkdir(parents=True, exist_ok=True)
     net = build(config)
     optimizer = torch.optim.Adam(net.parameters(), lr=1e-2)
     for _ in range(100):

@@ -198,6 +198,7 @@ KINDS: tuple[Kind, ...] = (
             *("flax*/", "tf*/", "jax/", "orbax/", "saved_model/", "tensorrt/", "nemo/", "int4/", "int8/", "fp16/"),
         ),
     ),
+    Kind("the config beside another weight file, such as a widened one", "left behind", ("*.config.json",)),
     Kind("tensors that do not belong to the model; widen them by themselves", "left behind", ("*.safetensors",)),
     Kind("terms of use", "carried", ("licen[cs]e*", "notice*", "copying*", "use_policy*")),
     Kind(

@@ -54,7 +54,7 @@ def read_tokens(path: Path, tokenizer: Path, vocab_size: int, data_type: str = "
         SweepError: the data cannot be read, or does not fit the vocabulary.
     """
     if not path.exists():
-        raise SweepError(f"`{path}` does not exist", hint=f"known: {_FORMATS}")
+        raise SweepError(f"`{path}` does not exist", hint=f"check the path; readable are {_FORMATS}")
     try:
         for file in path.rglob("*") if path.is_dir() else (path,):
             if not file.is_dir():

@@ -278,9 +278,10 @@ def parse_factor(text: str, option: str = "--factor") -> int | Fraction:
     except ZeroDivisionError:
         factor = None
     if factor is None:
+        given = option + ("=" if " " in option else " ")  # `--axis NAME=` or `--factor `
         raise PlanError(
             f"`{option}` is `{shortened(text, 40)}`, expected a number from 1 to {MAX_FACTOR}",
-            hint=f"for instance `{option} 2` or `{option} 1.5`",
+            hint=f"for instance `{given}2` or `{given}1.5`",
         )
     return factor.numerator if factor.denominator == 1 else factor
 

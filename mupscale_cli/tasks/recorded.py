@@ -78,7 +78,7 @@ def replan_widening(
         else _recorded_source(target, record, with_state=with_state)
     )
     if changed := (source_changed if hashed else source_resized)(record, source):
-        raise _other_source(changed, source, wide)
+        raise _other_source(changed, source, wide, is_new=changed not in record["source"]["files"])
     chosen = choose_recipe(source, recipe or _recorded_recipe(target, record))
     method, perturbation = recorded_method(record)
     plan = make_plan(
@@ -104,7 +104,12 @@ def _recorded_hint(target: Checkpoint, wide: str | Path, narrow: str | Path | No
     return f"the source comes first: `{narrow}` was widened, so put it after `{wide}`" if is_swapped else None
 
 
-def _other_source(changed: str, source: Checkpoint, wide: str | Path) -> CheckpointError:
+def _other_source(changed: str, source: Checkpoint, wide: str | Path, *, is_new: bool) -> CheckpointError:
+    if is_new:
+        return CheckpointError(
+            f"`{changed}` of `{source.path}` was not there when `{wide}` was widened",
+            hint=f"move `{changed}` out of the folder; or widen again if it belongs to the model",
+        )
     return CheckpointError(
         f"`{changed}` of `{source.path}` is not the file that `{wide}` was widened from", hint=OTHER_SOURCE
     )

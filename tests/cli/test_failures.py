@@ -65,17 +65,42 @@ running._run_widen = interrupting
     [
         (["x", "2"], "`2` is not expected here", "did you mean `--factor 2`?"),
         (["x", "--axis", "ffn", "2"], "`2` is not expected here", "did you mean `--axis ffn=2`?"),
-        (["x", "y"], "`y` is not expected here", "`mupscale widen --help`"),
+        (["x", "y"], "`y` is not expected here", "did you mean `--output y`? `mupscale widen --help`"),
+        (["x", "\u2014factor", "2"], "`\u2014factor` is not expected here", "did you mean `--factor`?"),
+        (["x", "\u2013f", "2"], "`\u2013f` is not expected here", "did you mean `-f`?"),
+        (["x", " "], "` ` is not expected here", "`mupscale widen --help`"),
+        (["x", "y" * 5000], "is not expected here", "`mupscale widen --help`"),
+        (["x", "pages"], "`pages` is not expected here", "`mupscale widen` takes a single checkpoint"),
+        (["my", "model", "-f", "2"], "`model` is not expected here", "quote a path with spaces: 'my model'"),
+        (["x", "--axis", "ffn=x2"], "`--axis ffn` is `x2`, expected a number", "for instance `--axis ffn=2` or"),
         (["x", "--noise", "lots"], "`--noise` is `lots`, expected a number such as 0.1", "`mupscale widen --help`"),
         (["x", "--layers", "many"], "`--layers` is `many`, expected a whole number", "`mupscale widen --help`"),
         (["x", "--factor"], "option '--factor' requires an argument", "`mupscale widen --help`"),
         (["x", "--color"], "expected auto, always or never", "`mupscale widen --help`"),
     ],
 )
-def test_usage_errors_say_what_was_meant(words, message, hint):
+def test_usage_errors_say_what_was_meant(words, message, hint, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    for folder in ("x", "pages", "my model"):
+        (tmp_path / folder).mkdir()
     document = json.loads(run("widen", "--json", *words).out)
     assert message in document["message"]
     assert hint in document["hint"]
+
+
+@pytest.mark.parametrize("prompt", ["$", "mupscale"])
+def test_a_pasted_prompt_is_named(prompt):
+    result = run(prompt, "widen", "x", "-f", "2")
+    assert result.code == 2
+    assert f"`{prompt}` is no command of mupscale" in result.err
+    assert "omit it" in result.err
+
+
+def test_an_option_before_the_command_is_told_its_place():
+    result = run("--quiet", "widen", "x", "-f", "2")
+    assert result.code == 2
+    assert "no such option: --quiet" in result.err
+    assert "options come after the command, as in `mupscale widen CHECKPOINT --quiet`" in " ".join(result.err.split())
 
 
 def test_usage_error_is_a_document_with_typers_message():

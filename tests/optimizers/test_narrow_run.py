@@ -8,8 +8,10 @@ import pytest
 import torch
 import transformers
 
+import mupscale
 from cli_runner import run
 from mupscale_cli.tasks.widen import widen
+from mupscale_cli.verification.precision import everything_in
 
 
 @pytest.fixture
@@ -118,6 +120,66 @@ def test_of_several_optimizers_one_is_named(narrow):
     assert run("hparams", str(wide), "--format", "loop", "--lr", "1").code == 2  # of which one?
     assert document(wide, "--optimizer", "sgd")["narrow"]["lr"] == 0.1
     assert document(wide, "--optimizer", "adamw")["narrow"]["lr"] == 3e-3
+
+
+def two_optimizers(model):
+    """Return AdamW for the matrices and SGD with momentum for the rest."""
+    named = dict(model.named_parameters())
+    matrices = [name for name in named if named[name].dim() > 1]
+    rest = [name for name in named if named[name].dim() == 1]
+    return tuple(
+        make([{"params": [named[name] for name in names], "param_names": names}])
+        for make, names in (
+            (lambda groups: torch.optim.AdamW(groups, lr=3e-3, weight_decay=0.1), matrices),
+            (lambda groups: torch.optim.SGD(groups, lr=0.1, momentum=0.9), rest),
+        )
+    )
+
+
+def test_the_lines_for_several_optimizers_continue_with_each_of_them(saved, tmp_path):
+    """Executed as the comments above the lines say: each optimizer is scaled and loaded, all are clipped together."""
+    folder = shutil.copytree(saved("Llama-tied"), tmp_path / "narrow")
+    tokens = torch.arange(12).reshape(2, 6)
+    max_norm = 0.05  # so low that every step is clipped
+
+    def losses(model, optimizers, clip, steps):
+        for _ in range(steps):
+            with everything_in(torch.float64):
+                loss = model(tokens, labels=tokens).loss
+                loss.backward()
+            assert clip() > max_norm
+            for each in optimizers:
+                each.step()
+                each.zero_grad()
+            yield loss.item()
+
+    def load(path):
+        return transformers.AutoModelForCausalLM.from_pretrained(path, dtype=torch.float64)
+
+    narrow = load(folder)
+    optimizers = two_optimizers(narrow)
+
+    def clip():
+        return torch.nn.utils.clip_grad_norm_(narrow.parameters(), max_norm)
+
+    list(losses(narrow, optimizers, clip, 2))
+    narrow.save_pretrained(folder)
+    torch.save([each.state_dict() for each in optimizers], folder / "optimizer.pt")
+    wide = widen(folder, tmp_path / "wide", 3, verify=False).output
+    expected = list(losses(narrow, optimizers, clip, 4))
+
+    lines = run("hparams", str(wide), "--format", "loop").out
+    setting, _, clipping = lines.partition("mupscale.clip_grad_norm_(optimizer, max_norm)")
+    (together,) = re.findall(r"^# `(mupscale\.clip_grad_norm_\(\[.*\))`$", lines, re.MULTILINE)
+    assert clipping.startswith("  # in place of torch's")
+    model = load(wide)
+    first, second = two_optimizers(model)
+    for optimizer, state in zip((first, second), torch.load(wide / "optimizer.pt"), strict=True):
+        exec(setting, {"optimizer": optimizer, "model": model, "state": state})  # noqa: S102 (what a user pastes)
+    names = {"mupscale": mupscale, "first": first, "second": second, "max_norm": max_norm}
+    continued = list(losses(model, (first, second), lambda: eval(together, names), 4))  # noqa: S307 (the same)
+    assert continued == pytest.approx(expected, rel=1e-12)
+    assert abs(expected[-1] - expected[0]) > 1e-6  # the model learns
 
 
 def test_defaults_are_those_of_the_optimizer(wide):

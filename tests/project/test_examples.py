@@ -95,7 +95,7 @@ def test_a_model_grows_in_its_process(models, monkeypatch, capsys):
 
 @pytest.mark.slow
 def test_a_network_of_ones_own_is_drafted_widened_and_verified(tmp_path):
-    command = [sys.executable, EXAMPLES / "own_module.py", tmp_path]
+    command = [sys.executable, EXAMPLES / "own_module.py", tmp_path / "own"]
     done = subprocess.run(command, capture_output=True, text=True, check=False, env=environment())
     assert done.returncode == 0, done.stderr
     assert done.stdout.count("same function") >= 2

@@ -117,6 +117,22 @@ def test_files_that_are_not_carried_may_change(pair):
         verify(pair / "wide")
 
 
+def test_a_file_of_the_source_widened_by_itself_changes_nothing(pair):
+    """Its output and its config are written beside it, in the folder of the source."""
+    single = widen(pair / "narrow" / "model.safetensors", factor=2, verify=False)
+    assert (pair / "narrow" / "model-x2.config.json").is_file()
+    assert single.output.parent == pair / "narrow"
+    assert verify(pair / "wide").agrees
+    assert not list(widen(pair / "narrow", pair / "again", 2, verify=False).output.glob("*x2*"))
+
+
+def test_a_new_file_of_the_source_is_named(pair):
+    (pair / "narrow" / "special_words.json").write_text("{}")
+    with pytest.raises(CheckpointError, match=r"`special_words\.json` of .* was not there when") as caught:
+        verify(pair / "wide")
+    assert "move `special_words.json` out of the folder" in caught.value.hint
+
+
 def test_another_model_is_not_the_source(pair, saved):
     with pytest.raises(CheckpointError, match="is not the file"):
         verify(pair / "wide", saved("Llama-untied"))
