@@ -300,16 +300,17 @@ def _parameter_rules(key: Text, node: Node, prefixes: Mapping[str, str]) -> Iter
     pattern = key.parse(lambda text: parse_pattern(text, prefixes))
     for item in node.nodes if isinstance(node, Items) else (node,):
         dims = None
-        name = item
+        names: tuple[Node, ...] = (item,)
         if isinstance(item, Entries):
             entries = {key.value: value for key, value in item}
             if set(entries) != {"name", "dims"}:
                 raise item.error("a parameter of another shape needs exactly `name` and `dims`")
-            name = entries["name"]
+            names = _texts(entries["name"])
             dims = _choice(entries["dims"], "dims", _layout)
-        text = _text(name)
         wildcards = sum(part in (STAR, REST) for part in pattern.parts)
-        yield ParameterRule(pattern, _template(text, prefixes, wildcards), dims)
+        for position, name in enumerate(names):
+            template = _template(_text(name), prefixes, wildcards)
+            yield ParameterRule(pattern, template, dims, (position, len(names)))
 
 
 def _template(text: Text, prefixes: Mapping[str, str], wildcards: int) -> str:

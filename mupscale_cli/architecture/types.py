@@ -197,11 +197,13 @@ class ParameterRule:
         pattern: matches the saved tensors; several tensors may form one parameter, or one tensor several.
         template: the parameter's name, with `{_0}`, `{_1}` for what the pattern's `*` matched.
         dims: the parameter's own layout; None if the parameter is the tensor under another name.
+        share: which of how many equal runs of the tensors, in the order of the numbers in their names, it consists of.
     """
 
     pattern: Pattern
     template: str
     dims: Choice[Layout | Keep | Omit] | None
+    share: tuple[int, int] = (0, 1)
 
 
 @dataclass(frozen=True, slots=True)
@@ -384,8 +386,8 @@ class Recipe:
         """Return the reference model's name for a tensor of the checkpoint."""
         return next((name for name, _ in _parameters_of(tensor, self._renaming)), tensor)
 
-    def other_parameters(self, tensor: str) -> Iterator[tuple[str, Choice[Layout | Keep | Omit]]]:
-        """Yield the parameters of other shapes that a tensor of the checkpoint belongs to, with their layouts."""
+    def other_parameters(self, tensor: str) -> Iterator[tuple[str, Choice[Layout | Keep | Omit], tuple[int, int]]]:
+        """Yield the parameters of other shapes that a tensor of the checkpoint may belong to, with layout and share."""
         for name, rule in _parameters_of(tensor, self._reshaping):
             if rule.dims is not None:
-                yield name, rule.dims
+                yield name, rule.dims, rule.share

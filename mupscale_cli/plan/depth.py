@@ -48,7 +48,7 @@ class BlockNames:
         for name, place in self.places.items() if any(rule.dims for rule in recipe.parameters) else ():
             found, read = tuple(recipe.other_parameters(name)), self.reads.get(name, name)
             sources = found if read == name else recipe.other_parameters(read)
-            for (parameter, layout), (source, _) in zip(found, sources, strict=True):
+            for (parameter, layout, _), (source, _, _) in zip(found, sources, strict=True):
                 places[parameter], reads[parameter], layouts[parameter] = place, source, layout
                 if name in self.new:
                     new.add(parameter)

@@ -160,21 +160,16 @@ def solve_size(dim: Dim, axes: Mapping[str, Axis], size: int) -> tuple[set[str],
         return set(), None
     if slope is None or len(open_names) > 1:
         return open_names, None
-    if size <= constant or (size - constant) % slope:
+    smallest = constant + slope if open_names else constant
+    if size < smallest or (size - constant) % slope:
         raise LayoutError(f"cannot have size {size}")
     return open_names, (size - constant) // slope
 
 
-def size_of(dim: Dim, axes: Mapping[str, Axis]) -> int:
-    """Return the size of a dimension whose axes all have known sizes.
-
-    Raises:
-        LayoutError: a size is not known.
-    """
+def known_size(dim: Dim, axes: Mapping[str, Axis]) -> int | None:
+    """Return the size of a dimension whose axes all have known sizes; None if one is not known."""
     constant, slope, _ = _linear(dim, axes)
-    if slope != 0:
-        raise LayoutError("has parts of unknown size")
-    return constant
+    return constant if slope == 0 else None
 
 
 def grown_size(dim: Dim, axes: Mapping[str, Axis], wide: Mapping[str, Axis], size: int) -> int:
@@ -306,7 +301,7 @@ class _Builder:
         """Map the parts of a dimension that lie one after another."""
         match dim:
             case Concatenation():
-                return list(map(self.segment, dim.segments))
+                return [part for part in map(self.segment, dim.segments) if part.size]  # a segment `.` may be absent
             case AxisRef() if self.axes[dim.name].isometric:
                 return list(self._isometric(dim, self.axes[dim.name]))
             case _:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import math
+import re
 from collections.abc import Iterable, Sequence
 from dataclasses import replace
 from fractions import Fraction
@@ -18,7 +19,7 @@ from mupscale_cli.errors import PlanError
 from mupscale_cli.plan.axes import config_keys, settings_text
 from mupscale_cli.plan.conditions import Values
 from mupscale_cli.plan.copies import Axis, CopyMap
-from mupscale_cli.plan.dims import DimMap, LayoutError, keep_dims, map_dim, power_scale, size_of
+from mupscale_cli.plan.dims import DimMap, LayoutError, keep_dims, known_size, map_dim, power_scale
 from mupscale_cli.plan.fresh import FreshUnits
 from mupscale_cli.plan.methods import Method
 from mupscale_cli.plan.perturbation import Init, Noise, Perturbation
@@ -83,28 +84,37 @@ class TensorPlanner:
 
     def parameters(self, recipe: Recipe, specs: Iterable[TensorSpec]) -> tuple[TensorPlan, ...]:
         """Plan the reference model's parameters that the checkpoint stores in another form."""
-        members: dict[str, tuple[Choice[Any], list[TensorSpec]]] = {}
+        members: dict[str, tuple[Choice[Any], tuple[int, int], list[TensorSpec]]] = {}
         for spec in specs:
-            for name, choice in recipe.other_parameters(spec.name):
-                members.setdefault(name, (choice, []))[1].append(spec)
+            for name, choice, share in recipe.other_parameters(spec.name):
+                members.setdefault(name, (choice, share, []))[2].append(spec)
         return tuple(
-            self._parameter(name, choice.value, choice, stored)
-            for name, (choice, stored) in members.items()
+            self._parameter(name, choice.value, choice, _share(stored, *share))
+            for name, (choice, share, stored) in members.items()
             if isinstance(choice.value, Layout)
         )
 
     def _parameter(self, name: str, layout: Layout, choice: Choice[Any], stored: Sequence[TensorSpec]) -> TensorPlan:
         """Plan a parameter that the checkpoint stores as other tensors."""
         try:
-            shape = tuple(
-                _joined_size(stored, position) if dim == Fixed(None, dim.span) else size_of(dim, self.axes)
-                for position, dim in enumerate(layout.dims)
-            )
+            shape = self._joined_shape(layout, stored)
         except LayoutError as problem:
             raise choice.text.error(f"`{name}` {problem}") from problem
         parameter = replace(stored[0], name=name, shape=shape)
         dims = self._map_dims(parameter, layout, choice, stored[0].name)
         return self._apply_method(self._scaled(parameter, name, layout, choice, dims, stored[0].name))
+
+    def _joined_shape(self, layout: Layout, stored: Sequence[TensorSpec]) -> tuple[int, ...]:
+        """Return the shape of a parameter; the elements tell the one size that the axes leave open."""
+        sizes: list[int | None] = []
+        for position, dim in enumerate(layout.dims):
+            is_joined = dim == Fixed(None, dim.span)
+            sizes.append(_joined_size(stored, position) if is_joined else known_size(dim, self.axes))
+        known = math.prod(size for size in sizes if size is not None)
+        rest, remainder = divmod(sum(math.prod(spec.shape) for spec in stored), known)
+        if sizes.count(None) > 1 or (None in sizes and remainder):
+            raise LayoutError("has parts of unknown size")
+        return tuple(rest if size is None else size for size in sizes)
 
     def _scaled(
         self, spec: TensorSpec, rule: str, layout: Layout, choice: Choice[Any], dims: tuple[DimMap, ...], name: str
@@ -320,6 +330,15 @@ def _excerpt(text: str, dim: Dim) -> str:
 
 def _shape(shape: Sequence[int]) -> str:
     return f"({', '.join(map(str, shape))})"
+
+
+def _share(tensors: Sequence[TensorSpec], position: int, count: int) -> Sequence[TensorSpec]:
+    """Return one of `count` equal runs of tensors, in the order of the numbers in their names."""
+    if count == 1:
+        return tensors
+    ordered = sorted(tensors, key=lambda spec: [int(number) for number in re.findall("[0-9]+", spec.name)])
+    length = math.ceil(len(ordered) / count)
+    return ordered[position * length : (position + 1) * length]
 
 
 def _joined_size(tensors: Sequence[TensorSpec], position: int) -> int:

@@ -90,7 +90,7 @@ parameters: {"{text}**": "model.text.*"}
 parameters: {"{prefix}old.*": "{prefix}new.*"}
 """)
     recipe = load_recipe(recipes / "outer.yaml", CONFIG)
-    assert [name for name, _ in recipe.other_parameters("t.w.1")] == ["model.text.joined"]
+    assert [name for name, _, _ in recipe.other_parameters("t.w.1")] == ["model.text.joined"]
     loaded = {
         "t.old.2": "model.text.new.2",
         "t.other": "model.text.other",

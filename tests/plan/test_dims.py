@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 
 from mupscale_cli.architecture.layouts import AxisRef, Concatenation, Fixed, Product, parse_layout
 from mupscale_cli.plan.copies import Axis
-from mupscale_cli.plan.dims import LayoutError, map_dim, power_scale, size_of, solve_size
+from mupscale_cli.plan.dims import LayoutError, known_size, map_dim, power_scale, solve_size
 
 AXES = {
     "a": Axis("a", 2, 3),
@@ -121,10 +121,18 @@ def test_a_dimension_with_several_unknowns_solves_none(text):
     assert solve_size(dim, unknown, 16) == ({"v", "w"} if "w" in text else {"v"}, None)
 
 
+def test_a_segment_of_any_size_may_be_absent():
+    (dim,) = parse_layout("[a + .]").dims
+    with_rest, without = (map_dim(dim, AXES, AXES["a"].size + rest) for rest in (3, 0))
+    assert with_rest.wide_size == without.wide_size + 3
+    assert len(with_rest.strips) == len(without.strips) + 1
+    with pytest.raises(LayoutError, match="cannot have size"):
+        map_dim(dim, AXES, AXES["a"].size - 1)
+
+
 def test_the_size_of_a_dimension_needs_every_axis():
-    assert size_of(parse_layout("[(a b) + c + 1]").dims[0], AXES) == 9
-    with pytest.raises(LayoutError, match="unknown size"):
-        size_of(parse_layout("(b v)").dims[0], AXES)
+    assert known_size(parse_layout("[(a b) + c + 1]").dims[0], AXES) == 9
+    assert known_size(parse_layout("(b v)").dims[0], AXES) is None
 
 
 def test_an_unknown_axis_has_at_least_one_unit():

@@ -192,3 +192,34 @@ def test_a_config_that_keeps_the_old_size_is_an_error(small):
 def test_a_missing_config_key_is_an_error(small):
     with pytest.raises(RecipeError, match="lacks a key that gives the size of the axis `a`"):
         small("w: a", {}, {"w": (2,)}, {"a": 2})
+
+
+HALVES = """
+match: {model_type: [halves]}
+axes: {a: n, m: {size: varies}, e: {size: 2, about: experts of one kind}}
+widen: [a]
+config: {n: a}
+parameters:
+  "experts.{e}.{gate,up}": {name: [left, right], dims: "e, [m + m], /a"}
+tensors:
+  "gate": "e, /a"
+  "experts.*.{gate,up}": "m, /a"
+"""
+
+
+def test_parameters_may_be_equal_runs_of_tensors(tmp_path):
+    (tmp_path / "halves.yaml").write_text(HALVES)
+    recipe = load_recipe(tmp_path / "halves.yaml")
+    widths = {9: 3, 2: 4, 10: 3, 1: 4}  # the order is that of the numbers
+    specs = [TensorSpec(f"experts.{i}.{k}", "F32", (m, 5)) for i, m in widths.items() for k in ("gate", "up")]
+    specs.append(TensorSpec("gate", "F32", (2, 5)))
+    plan = make_plan(recipe, specs, {"n": 5}, Request(axes={"a": 2, "m": 3}))
+    shapes = {tensor.source.name: (tensor.source.shape, tensor.target.shape) for tensor in plan.parameters}
+    assert shapes == {"left": ((2, 8, 5), (2, 24, 10)), "right": ((2, 6, 5), (2, 18, 10))}
+
+
+def test_a_parameter_has_at_most_one_size_that_only_its_elements_tell(tmp_path):
+    (tmp_path / "halves.yaml").write_text(HALVES.replace("e, [m + m], /a", "m, [m + m], /a"))
+    shapes = {"gate": (2, 5), "experts.1.gate": (3, 5), "experts.2.gate": (3, 5)}
+    with pytest.raises(RecipeError, match="unknown size"):
+        make_plan(load_recipe(tmp_path / "halves.yaml"), specs(shapes), {"n": 5}, Request(axes={"a": 2}))

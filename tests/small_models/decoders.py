@@ -459,11 +459,8 @@ NOT_COMPARED: dict[str, set[str]] = {
 # Classes whose parameters are float32 whatever is asked for, and would round thirds of float64 weights.
 FLOAT32 = frozenset({"HYV4-untied", "HYV4VL-images", "DeepseekV4-untied"})
 
-# Parameters whose tensors cannot be named: transformers changes the number in their names, or splits and joins them.
-UNNAMED = (
-    *("attention_input.query", "message_input.query"),
-    *(f"{kind}_moe.experts.{name}_proj" for kind in ("text", "vision") for name in ("gate_up", "down")),
-)
+# Parameters whose tensors cannot be named: transformers changes the number in their names.
+UNNAMED = ("attention_input.query", "message_input.query")
 
 # The types above with a readout of their own and with a tied one, and older types.
 MODELS: dict[str, tuple[str, str, dict[str, Any]]] = {
