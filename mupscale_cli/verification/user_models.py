@@ -35,8 +35,10 @@ def load_user_module(reference: str) -> tuple[ModuleType, Callable[[dict[str, An
         raise VerifyError(
             f"`--model {reference}` does not name a function", hint="write `--model path/to/module.py:build`"
         )
+    is_file = source.endswith(".py")
+    if is_file and not Path(source).exists():
+        raise VerifyError(f"no file at `{source}`", hint="check the path before `:`")
     try:
-        is_file = source.endswith(".py")
         folder = str(Path(source).resolve().parent) if is_file else str(Path.cwd())
         if folder not in sys.path:
             sys.path.append(folder)  # for its neighbors, also when it builds; behind every package

@@ -358,7 +358,7 @@ def test_demo_into_an_existing_directory(tmp_path):
     [
         ("--dtype=fp32", ["unknown data type `fp32`", "float32"]),
         ("--device=cuda:99", ["cannot use device `cuda:99`"]),
-        ("--model=nowhere.py:build", ["nowhere.py"]),
+        ("--model=nowhere.py:build", ["no file at `nowhere.py`", "check the path before `:`"]),
         ("--model=torch:nothing", ["`torch` has no function `nothing`"]),
     ],
 )

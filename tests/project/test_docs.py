@@ -142,6 +142,7 @@ def sandbox(demo, hub, saved, tmp_path):
     (tmp_path / "tiny.json").write_text('{"width": 6, "hidden": 10}')
     save_mlp(tmp_path / "narrow.safetensors")
     save_mlp(tmp_path / "mlp.safetensors")
+    save_mlp(tmp_path / "net.safetensors")
     for model in ("meta-llama/Llama-3.1-70B", "HuggingFaceTB/SmolLM2-135M"):
         hub.add(model, {file.name: file.read_bytes() for file in saved("Llama-tied").iterdir()})
     return tmp_path
