@@ -177,7 +177,10 @@ def rename_as_part(document: Entries, part: Part, section: str, composite: Entri
             )
             for key, node in entries("units")
         ],
-        "requires": [(_expression(key, rename), node) for key, node in entries("requires")],
+        **{
+            name: [(_expression(key, rename), node) for key, node in entries(name)]
+            for name in ("covers", "requires", "notes")
+        },
         "tensors": [(_pattern(key, part, axis_or_word), layouts(node)) for key, node in entries("tensors")],
         "parameters": [
             (_pattern(key, part, axis_or_word), _map_parameters(node, loaded_name, layouts))

@@ -56,7 +56,9 @@ _SECTIONS = (
     "depth",
     "config",
     "units",
+    "covers",
     "requires",
+    "notes",
     "tensors",
     "parameters",
     "tie",
@@ -112,7 +114,9 @@ def parse_recipe(name: str, file: str, digest: str, document: Entries, groups: d
         depths=tuple(_depth_rule(key, node, prefixes[0]) for key, node in _entries(sections.get("depth"))),
         config=tuple(_config_rule(key, node) for key, node in _entries(sections.get("config"))),
         units=tuple(_units_rule(key, node) for key, node in _entries(sections.get("units"))),
+        covers=tuple(_requirement(key, node) for key, node in _entries(sections.get("covers"))),
         requires=tuple(_requirement(key, node) for key, node in _entries(sections.get("requires"))),
+        notes=tuple(_requirement(key, node) for key, node in _entries(sections.get("notes"))),
         tensors=tuple(_tensor_rule(key, node, prefixes[0]) for key, node in _entries(sections["tensors"])),
     )
     _check_names(recipe, sections)

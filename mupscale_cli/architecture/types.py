@@ -132,7 +132,7 @@ class Link:
 
 @dataclass(frozen=True, slots=True)
 class Requirement:
-    """A condition that the widened config must satisfy, and the reason."""
+    """A condition on the config, and the sentence that a user reads: the reason for a refusal, or a note."""
 
     condition: Expression
     reason: str
@@ -274,7 +274,9 @@ class Recipe:
         depths: the stacks of blocks that can become deeper.
         config: the values of the widened config.
         units: the keys of JSON files whose values name units.
+        covers: conditions that the source's config must satisfy, whatever grows.
         requires: conditions that the widened config must satisfy.
+        notes: what a user should know about the widened model, each with the condition under which it is so.
         tensors: the rules for tensors; each tensor follows one of them.
         implied: rules that no recipe has to state; see `implied`.
         parameters: the names and shapes that the reference model gives to tensors that it saves in another form.
@@ -298,7 +300,9 @@ class Recipe:
     depths: tuple[DepthRule, ...] = ()
     config: tuple[ConfigRule, ...] = ()
     units: tuple[UnitsRule, ...] = ()
+    covers: tuple[Requirement, ...] = ()
     requires: tuple[Requirement, ...] = ()
+    notes: tuple[Requirement, ...] = ()
     tensors: tuple[TensorRule, ...] = ()
     implied: tuple[TensorRule, ...] = ()
     parameters: tuple[ParameterRule, ...] = ()

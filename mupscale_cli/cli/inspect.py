@@ -54,6 +54,8 @@ def inspect(
         f"{output.bytes_text(header.num_bytes)} in {output.counted(len(header.files), 'file')}",
         markup=False,
     )
+    for note in plan.notes:
+        console.print(f"note: {note}", markup=False, soft_wrap=True)
     if record is not None:
         console.print(render.record_text(record), markup=False)
     return None

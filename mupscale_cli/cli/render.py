@@ -82,6 +82,8 @@ def print_plan(console: Console, plan: Plan, output: str) -> None:
         console.print(f"embeddings   {embeddings_text(plan.embeddings)}", markup=False)
     if plan.names_note:
         console.print(plan.names_note, markup=False)
+    for note in plan.notes:
+        console.print(f"note: {note}", markup=False, soft_wrap=True)
     if plan.omitted:
         console.print(f"omitted      {', '.join(plan.omitted)}", markup=False)
     if plan.rounded:
@@ -148,6 +150,7 @@ def plan_document(plan: Plan, output: str) -> dict[str, Any]:
         "config": [{"key": c.key, "before": c.before, "after": c.after} for c in plan.config_changes],
         "to": plan.goal and {"name": plan.goal.name, "keys": [_key_document(row) for row in plan.goal.keys]},
         "omitted": list(plan.omitted),
+        "notes": list(plan.notes),
         "tensors": [
             {
                 "name": tensor.target.name,

@@ -128,6 +128,8 @@ def _about(result: Widened, seconds: float, growth: str | None, optimizer: str |
         yield "growth", Text(growth)
     if note := result.plan.names_note:
         yield "names", Text(note)
+    for note in result.plan.notes:
+        yield "note", Text(note, style="yellow")
     if result.plan.stays_symmetric:
         yield "new width", Text(f"unused so far: {idle_reason(result.plan)}", style="yellow")
     for axis, why in result.plan.training_differences.items():

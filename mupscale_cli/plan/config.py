@@ -15,7 +15,7 @@ from mupscale_cli.architecture.types import Choice, Recipe
 from mupscale_cli.checkpoints.config import set_key
 from mupscale_cli.errors import ConfigError, PlanError, SizeError
 from mupscale_cli.plan.axes import sizes_from_config
-from mupscale_cli.plan.conditions import Values, choose, evaluate_located
+from mupscale_cli.plan.conditions import Values, choose, environment, evaluate_located
 from mupscale_cli.plan.copies import Axis
 from mupscale_cli.plan.dims import power_scale
 from mupscale_cli.plan.types import ConfigChange
@@ -140,17 +140,57 @@ def check_requirements(recipe: Recipe, values: Values, wide_values: Values, axes
     Raises:
         SizeError: one of them does not hold.
     """
-    counts = {f"{FRESH_PREFIX}{axis.name}": axis.fresh + axis.extra for axis in axes.values()}
-    counts |= {
-        f"{NEW_PREFIX}{axis.name}": axis.wide_size - axis.size
-        for axis in axes.values()
-        if axis.size is not None and axis.wide_size is not None  # they are None where they vary
-    }
+    counts = _new_units(axes)
     before, after = {**values, **dict.fromkeys(counts, 0)}, {**wide_values, **counts}
     for requirement in recipe.requires:
         kept = (evaluate_located(requirement.condition, each, requirement.text.error) for each in (after, before))
         if not next(kept) and next(kept):
             raise SizeError(f"`{recipe.name}` cannot have these sizes: {requirement.reason}", hint=_OTHER_SIZES)
+
+
+def check_covered(recipe: Recipe, config: Mapping[str, Any], names: Iterable[str], tie: str | None) -> None:
+    """Check the conditions that the recipe sets for the source, which no sizes can make up for.
+
+    Args:
+        recipe: recipe of the architecture.
+        config: config.json of the source.
+        names: names of its tensors.
+        tie: how a tied readout is treated.
+
+    Raises:
+        PlanError: one of them does not hold.
+    """
+    if not recipe.covers:
+        return
+    values = environment(recipe, config, names, tie)
+    for cover in recipe.covers:
+        if not evaluate_located(cover.condition, values, cover.text.error):
+            raise PlanError(
+                f"`{recipe.name}` does not cover this model: {cover.reason}",
+                hint="write a recipe that does (`mupscale help language`)",
+            )
+
+
+def find_notes(recipe: Recipe, wide_values: Values, axes: Mapping[str, Axis]) -> tuple[str, ...]:
+    """Return what the recipe says about this widening.
+
+    Args:
+        recipe: recipe of the architecture.
+        wide_values: names and values of the widened config, as `environment` returns them.
+        axes: every axis by name.
+    """
+    after = {**wide_values, **_new_units(axes)}
+    return tuple(note.reason for note in recipe.notes if evaluate_located(note.condition, after, note.text.error))
+
+
+def _new_units(axes: Mapping[str, Axis]) -> dict[str, int]:
+    """Return how many units of each axis are new, and how many of these are beyond whole copies, by name."""
+    counts = {f"{FRESH_PREFIX}{axis.name}": axis.fresh + axis.extra for axis in axes.values()}
+    return counts | {
+        f"{NEW_PREFIX}{axis.name}": axis.wide_size - axis.size
+        for axis in axes.values()
+        if axis.size is not None and axis.wide_size is not None  # they are None where they vary
+    }
 
 
 def check_layouts(layouts: Mapping[str, Choice[Any]], matches: Mapping[str, Match], wide_values: Values) -> None:

@@ -320,9 +320,13 @@ def _rule(recipe: Recipe, name: str) -> DepthRule:
 
 
 def _periods(rule: DepthRule, values: Values) -> Iterator[tuple[int, str]]:
-    """Yield the lengths of the patterns that the model derives from block numbers, with the text of each."""
+    """Yield the lengths of the patterns that the model derives from block numbers, with the text of each.
+
+    The value of an expression is such a length, or the pattern itself.
+    """
     for expression, text in rule.every:
         period = evaluate_located(expression, values, text.error)
+        period = len(period) or None if isinstance(period, list) else period
         if period is not None and (type(period) is not int or period < 1):
             raise text.error(f"the period is {shown(period)}, expected a whole number above 0")
         yield period or 1, text.value

@@ -16,7 +16,15 @@ from mupscale_cli.dtypes import DTYPES, TensorSpec
 from mupscale_cli.errors import PlanError, RecipeError
 from mupscale_cli.plan.axes import find_axes, sizes_from_config, used_axes
 from mupscale_cli.plan.conditions import Values, choose, environment, with_measured_defaults
-from mupscale_cli.plan.config import check_layouts, check_requirements, check_sizes, widen_config, with_changes
+from mupscale_cli.plan.config import (
+    check_covered,
+    check_layouts,
+    check_requirements,
+    check_sizes,
+    find_notes,
+    widen_config,
+    with_changes,
+)
 from mupscale_cli.plan.copies import Axis
 from mupscale_cli.plan.depth import deepen, map_blocks, stack_axes, stack_sizes, without_stacks
 from mupscale_cli.plan.fresh import FreshUnits, eps_factors, isometric_axes
@@ -108,6 +116,7 @@ def _make_plan(
 ) -> Plan:
     """Plan a widening to a single file, under the names that the recipe knows."""
     recipe, source_names = with_measured_defaults(recipe, specs), [spec.name for spec in specs]
+    check_covered(recipe, config or {}, source_names, tie)
     blocks = map_blocks(recipe, source_names, config, request, stacked=not method.adds_identity)
     stacks = stack_axes(recipe, stack_sizes(recipe, source_names, config), blocks)
     deeper = deepen(recipe, specs, config, blocks)
@@ -156,8 +165,8 @@ def _make_plan(
     ]
     _refuse_duplicates(tensors)
     new_config, changes = _wide_config(recipe, config, values, {**axes, **stacks}, fresh.eps)
+    wide_values = environment(recipe, new_config or {}, matches, tie)
     if new_config is not None and check_config:
-        wide_values = environment(recipe, new_config, matches, tie)
         check_requirements(recipe, values, wide_values, axes)
         check_sizes(recipe, wide_values, axes, used)
         check_layouts(layouts, matches, wide_values)
@@ -187,6 +196,7 @@ def _make_plan(
         training_differences=fresh.training_differences(),
         side_files=_side_files(recipe, side_files, map_units(axes.values(), blocks)),
         folded=_folded(recipe, config or {}, matches, layouts) if tie == "fold" else frozenset(),
+        notes=find_notes(recipe, wide_values, axes),
     )
 
 

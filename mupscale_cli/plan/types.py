@@ -281,6 +281,7 @@ class Plan:
         training_differences: axes whose growth makes training differ even if all fresh weights are 0, with the reasons.
         folded: tensors of the source that take the factor of a readout which shares the embedding.
         side_files: the JSON files beside config.json that change, by name.
+        notes: what the recipe says about this widening.
         modules: the modules behind the model that have tensors.
         embeddings: what the model and its modules give; None if it has none, or they keep their size.
     """
@@ -303,6 +304,7 @@ class Plan:
     training_differences: Mapping[str, str] = field(default_factory=dict)
     folded: frozenset[str] = frozenset()
     side_files: Mapping[str, SideFile] = field(default_factory=dict)
+    notes: tuple[str, ...] = ()
     modules: tuple[PlannedModule, ...] = ()
     embeddings: Embeddings | None = None
 

@@ -388,6 +388,7 @@ class Plan(TypedDict):
     config: Annotated[list[Change], "Changes of config.json."]
     to: Annotated[GoalComparison | None, "The model whose sizes are taken; null if there is none."]
     omitted: Annotated[list[str], "Tensors of the source that are omitted."]
+    notes: Annotated[list[str], "What the recipe says about this widening."]
     tensors: Annotated[list[PlannedTensor], "Every tensor of the output."]
     tree: Annotated[list[Tree], "The tensors as a tree of modules, with equal modules merged."]
     proposals: NotRequired[

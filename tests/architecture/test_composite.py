@@ -15,7 +15,9 @@ axes: {a: n, e: {size: groups, about: groups}}
 widen: [a]
 linked: {e: a}
 config: {n: a, groups?: e, scale: [{when: wide, value: "scale | a"}, scale]}
+covers: {"not scale == 9": other scales}
 requires: {"fresh.a == 0 or n == 4": odd sizes}
+notes: {"new.a": more of them}
 prefix: [model., ""]
 tensors:
   "{prefix}w.{e}": [{when: double == scale, dims: "/a"}, "a"]
@@ -116,6 +118,14 @@ def test_a_part_may_have_names_of_another_spelling(recipes):
 def test_requirements_name_the_fresh_units_of_a_parts_axes(recipes):
     (requirement,) = load_recipe(recipes / "outer.yaml", CONFIG).requires
     assert requirement.text.value == "fresh.text.a == 0 or text_config.n == 4"
+
+
+def test_a_part_covers_what_its_recipe_covers_and_has_its_notes(recipes):
+    assert plan(recipes, {"text.a": 2, "text.e": 2}).notes == ("more of them",)
+    assert plan(recipes, {"vision": 2}).notes == ()
+    other = {**CONFIG, "text_config": {**CONFIG["text_config"], "scale": 9}}
+    with pytest.raises(PlanError, match="`outer` does not cover this model: other scales"):
+        plan(recipes, {"vision": 2}, other)
 
 
 def test_prefixes_of_the_parts_belong_together(recipes):

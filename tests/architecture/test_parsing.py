@@ -48,6 +48,9 @@ def test_axes_say_what_norms_and_attention_do_with_them():
     assert parse(SMALL.replace("about: the stream", "norm: rms")).axes[0].norm == "rms"
     (requirement,) = parse(SMALL + 'requires: {"hidden == 4": too large}\n').requires
     assert requirement.reason == "too large"
+    (cover,) = parse(SMALL + "covers: {not tiled: they are in tiles}\n").covers
+    (note,) = parse(SMALL + "notes: {new.embed: it rounds}\n").notes
+    assert (cover.reason, note.reason) == ("they are in tiles", "it rounds")
 
 
 @pytest.mark.parametrize(

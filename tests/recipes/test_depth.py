@@ -26,7 +26,6 @@ REFUSED = {
     **dict.fromkeys(("Wav2Vec2-", "Hubert-", "UniSpeech-", "UniSpeechSat-"), "is not recognized"),
     "SwitchTransformers-": "which of them have experts",
     "ModernBert-": "the first block has no norm",
-    "RecurrentGemma-": "every 3 blocks a pattern of their own",
     "Qwen3VLMoe-images text.layers": "behind its first blocks",
     "Qwen3VL-images text.layers": "behind its first blocks",
 }
@@ -99,6 +98,17 @@ def test_config_follows_the_blocks(saved, tmp_path):
     assert plan.config["first_k_dense_replace"] == 2
     with pytest.raises(PlanError, match="the first 1 block of `layers` differ"):
         plan_widening(saved("DeepseekV3-untied"), layers=3, method="stack")
+
+
+def test_a_pattern_that_the_model_repeats_is_as_long_as_its_list(saved, tmp_path):
+    pattern = ["recurrent", "attention", "attention", "recurrent"]
+    source = save_model(tmp_path / "narrow", "RecurrentGemma-tied", num_hidden_layers=4, block_types=pattern)
+    with pytest.raises(PlanError, match="the model gives every 4 blocks a pattern"):
+        plan_widening(source, layers=6, layers_at="0,1")
+    assert plan_widening(source, layers=8).blocks["layers"].sources == (0, 1, 2, 3) * 2
+    change_config(source, block_types=None)
+    with pytest.raises(PlanError, match="the model gives every 3 blocks a pattern"):
+        plan_widening(source, layers=5, layers_at="start")
 
 
 def test_patterns_by_number_allow_only_some_places(saved, tmp_path):
