@@ -184,7 +184,7 @@ class _Finder:
                 grown, error = self._with_ratios(draft, axis, factors, error)
             if isinstance(error, str):
                 self.note(f"axis {axis}: not proved for other than whole factors: {error}")
-                draft = _by_whole_factors(draft, axis, error)
+                draft = _by_whole_factors(draft, axis)
                 continue
             draft, ways[axis] = grown, amount
             errors[f"{axis} x{float(amount):.3g}"] = error
@@ -278,9 +278,9 @@ def _blocks(names: Iterable[str]) -> dict[str, int]:
     return {stem: len(found) for stem, found in numbers.items() if found == set(range(len(found)))}
 
 
-def _by_whole_factors(draft: Draft, axis: str, problem: str) -> Draft:
+def _by_whole_factors(draft: Draft, axis: str) -> Draft:
     """Refuse fresh units of an axis that did not keep the function, before anything is written."""
-    reason = f"the axis {axis} grows by whole factors only: with fresh units, {problem}"
+    reason = f"the axis {axis} grows by whole factors only: small models with fresh units computed something else"
     return _with(draft, requires={f"fresh.{axis} == 0": reason})
 
 

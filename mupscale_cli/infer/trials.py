@@ -246,7 +246,8 @@ def output_error(expected: Tensor, actual: Tensor) -> float | None:
     """Return the largest relative difference of outputs; one of their dimensions may hold copies of units.
 
     A model without a head returns its widened units themselves, in an order that depends on the layouts. Each column
-    is compared with the unit that it is closest to, and each unit must have the same number of columns.
+    is compared with the unit that it is closest to, and each unit must have the same number of columns. With fresh
+    units among them, each unit is compared with its closest column.
 
     Returns:
         The difference; infinity if units have unequal numbers of columns; None if the shapes do not fit.
@@ -254,10 +255,12 @@ def output_error(expected: Tensor, actual: Tensor) -> float | None:
     if expected.shape == actual.shape:
         return relative_error(expected, actual)
     wider = [dim for dim, (old, new) in enumerate(zip(expected.shape, actual.shape, strict=False)) if old != new]
-    if expected.dim() != actual.dim() or len(wider) != 1 or actual.shape[wider[0]] % expected.shape[wider[0]]:
+    if expected.dim() != actual.dim() or len(wider) != 1 or actual.shape[wider[0]] < expected.shape[wider[0]]:
         return None
     narrow, wide = (each.movedim(wider[0], 0).flatten(1) for each in (expected, actual))
     some = slice(_MATCHED_VALUES)
+    if len(wide) % len(narrow):
+        return relative_error(narrow, wide[torch.cdist(narrow[:, some], wide[:, some], p=math.inf).argmin(1)])
     units = torch.cdist(wide[:, some], narrow[:, some], p=math.inf).argmin(1)
     if not bool((units.bincount(minlength=len(narrow)) == len(wide) // len(narrow)).all()):
         return math.inf

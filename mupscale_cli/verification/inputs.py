@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import inspect
 import math
+import sys
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from types import ModuleType
@@ -438,7 +439,8 @@ def _flattened_patches(_model: nn.Module, config: Any, generator: torch.Generato
 
 def _tokens(config: Any, generator: torch.Generator) -> tuple[Tensor, str]:
     length = getattr(config, "segment_means_seq_len", LENGTH)  # Nyströmformer takes texts of one length
-    tokens = _as_text(config, random_tokens(config.get_text_config().vocab_size, length, generator))
+    vocab_size = getattr(config.get_text_config(), "vocab_size", None) or sys.maxunicode + 1  # or characters
+    tokens = _as_text(config, random_tokens(vocab_size, length, generator))
     return _with_codes(config, tokens, generator), f"{BATCH} sequences of {length} random tokens"
 
 

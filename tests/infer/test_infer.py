@@ -339,6 +339,9 @@ def test_a_model_without_a_head_may_return_its_widened_units():
     assert output_error(units, units.unflatten(-1, (2, 3)).repeat_interleave(2, 2).flatten(2)) == 0
     assert output_error(units, torch.cat([units, units[..., :1].expand(-1, -1, 6)], -1)) == math.inf
     assert output_error(units, units[:, :4]) is None
+    fresh = torch.zeros(*units.shape[:-1], 3, dtype=units.dtype)
+    assert output_error(units, torch.cat([units, fresh], -1)) == 0
+    assert output_error(units, torch.cat([2 * units, fresh], -1)) > 0.1
     assert output_error(units, 2 * units.repeat_interleave(2, -1)) > 0.1
 
 

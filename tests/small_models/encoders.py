@@ -236,7 +236,7 @@ ENCODERS: dict[str, tuple[str, str, dict[str, Any]]] = {
         "CanineForSequenceClassification",
         "CanineConfig",
         {
-            **ENCODER,
+            **{key: value for key, value in ENCODER.items() if key != "vocab_size"},  # it reads characters
             "num_hash_buckets": 16,
             "num_hash_functions": 4,
             "max_position_embeddings": 64,
