@@ -10,7 +10,7 @@ import mupscale_cli
 from helpers import MLP_MODULE, MODELS, build, save_mlp, save_model
 from mupscale_cli.architecture.loading import matched_values
 from mupscale_cli.checkpoints.reading import open_checkpoint
-from mupscale_cli.errors import ConfigError, RecipeError, SizeError
+from mupscale_cli.errors import ConfigError, PlanError, RecipeError, SizeError
 from mupscale_cli.plan.names import ParameterNames
 from mupscale_cli.tasks.check import check_model
 from mupscale_cli.tasks.planning import identity_plan, plan_widening
@@ -146,6 +146,21 @@ def test_config_that_changes_the_structure_is_refused(saved):
 def test_settings_of_mpt_that_depend_on_sizes_are_refused(setting, reason, saved):
     with pytest.raises(SizeError, match=reason):
         plan_widening(saved("Mpt-tied"), factor=2, settings=setting)
+
+
+@pytest.mark.parametrize(
+    ("case", "setting", "reason"),
+    [
+        ("Yoso-tied", {"use_expectation": False}, "hashes queries and keys at random"),
+        ("IBert-tied", {"quant_mode": True}, "rounds weights and activations"),
+        ("XLM-tied", {"asm": True}, "divides the width of its clusters"),
+        ("Deberta-stated", {"talking_head": True}, "talking heads mix the scores"),
+        ("TrOCR-tied", {"use_learned_position_embeddings": False}, "computes sinusoidal positions"),
+    ],
+)
+def test_settings_that_a_recipe_does_not_cover_are_refused(case, setting, reason, saved):
+    with pytest.raises(PlanError, match=reason):
+        plan_widening(saved(case), factor=2, settings=setting)
 
 
 @pytest.mark.parametrize(

@@ -459,7 +459,8 @@ NOT_COMPARED: dict[str, set[str]] = {
 # Classes whose parameters are float32 whatever is asked for, and would round thirds of float64 weights.
 FLOAT32 = frozenset({"HYV4-untied", "HYV4VL-images", "DeepseekV4-untied"})
 
-# Parameters whose tensors cannot be named: transformers changes the number in their names.
+# Parameters whose tensors cannot be named: `attn_queries.N` belongs to block N + 1, and two tensors take turns to give
+# the rows of the queries between two passes.
 UNNAMED = ("attention_input.query", "message_input.query")
 
 # The types above with a readout of their own and with a tied one, and older types.
