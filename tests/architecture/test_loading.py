@@ -37,7 +37,7 @@ PARTS = (
     *("mlp_mup", "resnet18_mup", "qwen_vision", "pixtral", "internvl_vision", "glm4v_vision"),
     *("t5gemma_stack", "t5gemma2_stack", "cosmos3_edge_text", "ernie4_5_vl_text", "molmo2_text"),
     *("cosmos3_edge_vision", "ernie4_5_vision", "hunyuan_vision", "kimi_vision", "minicpmv_vision", "molmo2_vision"),
-    *("hy_v4_vision", "muse_glimmer_vision"),
+    *("hy_v4_vision", "muse_glimmer_vision", "mistral_large4_text", "mistral_large4_vision"),
 )
 
 
