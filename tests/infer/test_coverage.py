@@ -56,12 +56,12 @@ def test_drafts_are_tried_only_for_types_without_a_recipe(monkeypatch):
         raise MupscaleError(f"cannot build {config['model_type']}")
 
     monkeypatch.setattr("mupscale_cli.infer.coverage.draft_for", fail)
-    tried = {each.name: each for each in with_drafts(coverage(["ctc", "causal-lm"]))}
+    tried = {each.name: each for each in with_drafts(coverage(["ctc", "image-text-to-text"]))}
     assert {each.outcome for each in tried.values()} <= {"recipe", "refused", "failed"}
-    assert tried["llama"].outcome == "recipe"
+    assert tried["llava"].outcome == "recipe"
     failed = [each for each in tried.values() if each.outcome == "failed"]
     assert all(each.detail == f"cannot build {each.name}" for each in failed)
-    assert len(failed) == len([each for each in coverage(["ctc", "causal-lm"]) if each.outcome == "none"]) > 0
+    assert len(failed) == len([each for each in coverage(["ctc", "image-text-to-text"]) if each.outcome == "none"]) > 0
 
 
 def test_the_command_counts_the_outcomes():
