@@ -10,7 +10,7 @@ from dataclasses import dataclass, replace
 
 from mupscale_cli.architecture.layouts import Layout
 from mupscale_cli.architecture.matching import match_rules
-from mupscale_cli.architecture.types import Recipe
+from mupscale_cli.architecture.types import Link
 from mupscale_cli.dtypes import DTYPES
 from mupscale_cli.errors import MupscaleError, PlanError
 from mupscale_cli.plan.conditions import choose, environment
@@ -93,19 +93,19 @@ class ParameterCounter:
     """Counts the parameters of shapes without planning them.
 
     Attributes:
-        recipe: recipe of the architecture.
+        links: the axes of the tensors that follow from others.
         axes: every axis by name, not widened.
         groups: number of tensors of each layout, set of axes in the name, and shape.
     """
 
-    recipe: Recipe
+    links: tuple[Link, ...]
     axes: Mapping[str, Axis]
     groups: Mapping[tuple[Layout | None, tuple[str, ...], tuple[int, ...]], int]
 
     def with_linked(self, shape: Mapping[str, int]) -> Shape:
         """Return a shape with the sizes of the axes that the config derives from its axes."""
         complete = dict(shape)
-        for link in self.recipe.links:
+        for link in self.links:
             known = ((self.axes[name].size, complete.get(name)) for name in link.product)
             ratio = math.prod(after / before for before, after in known if before and after)
             if link.axis not in complete and (size := self.axes[link.axis].size):
@@ -144,7 +144,8 @@ def parameter_counter(narrow: Plan) -> ParameterCounter:
             continue
         names = tuple(name for part in match.rule.pattern.axes for name in part.names)
         groups[layout if isinstance(layout, Layout) else None, names, spec.shape] += 1
-    return ParameterCounter(narrow.recipe, {axis.name: axis for axis in narrow.axes}, groups)
+    links = tuple(link for link in narrow.recipe.links if link.axis in narrow.used)
+    return ParameterCounter(links, {axis.name: axis for axis in narrow.axes}, groups)
 
 
 def propose(
