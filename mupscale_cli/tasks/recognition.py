@@ -118,7 +118,9 @@ def _fits(recipe: Recipe, checkpoint: Checkpoint, config: Mapping[str, Any] | No
         return False
     try:
         names = tuple(checkpoint.tensors)
-        match_rules(recipe, tuple(map(find_wrapping(recipe, names).plain, names)))
+        matches = match_rules(recipe, tuple(map(find_wrapping(recipe, names).plain, names)))
+        if all(match.rule.pattern.text == "**" for match in matches.values()):
+            return False  # a rule for any name tells nothing
         if config is not None:
             make_plan(recipe, checkpoint.specs, config, max_shard_bytes=None)
     except MupscaleError:

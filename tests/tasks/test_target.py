@@ -59,7 +59,7 @@ def test_a_directory_in_the_way_of_a_companion_is_found_before_the_first_byte(ov
         (tmp_path / name).unlink()
     (tmp_path / name).mkdir()
     message = refused(tmp_path, net, tmp_path / "wide.safetensors", 2, overwrite=overwrite)
-    assert (f"{name}` is not a file" if overwrite else f"{name}` already exists\n") in message
+    assert (f"{name}` is a folder, and the output is a file" if overwrite else f"{name}` already exists\n") in message
 
 
 def test_a_file_that_mupscale_did_not_write_is_not_replaced(net, tmp_path):

@@ -33,6 +33,7 @@ def test_tokens_cover_the_vocabulary():
 
 def test_encoder_decoders_get_tokens_for_both_parts():
     stub = Stub("input_ids", vocab_size=5, is_encoder_decoder=True)
+    stub.forward = lambda input_ids, decoder_input_ids: (input_ids, decoder_input_ids)
     inputs = reference_inputs(stub, torch.Generator().manual_seed(0))
     assert set(inputs.keywords) == {"input_ids", "decoder_input_ids"}
 
