@@ -363,7 +363,8 @@ def test_an_output_that_is_a_link_is_not_followed(narrow, tmp_path):
     (tmp_path / "dangling").symlink_to("nowhere")
     for name in ("link", "dangling"):
         assert "exists" in refused("widen", narrow, "--factor", "2", "-o", tmp_path / name)
-        assert "is a link, and the output is a folder" in refused("widen", narrow, "--factor", "2", "-o", tmp_path / name, "--overwrite")
+        message = refused("widen", narrow, "--factor", "2", "-o", tmp_path / name, "--overwrite")
+        assert "is a link, and the output is a folder" in message
 
 
 def test_a_link_named_like_an_unfinished_output_is_not_followed(narrow, tmp_path):
