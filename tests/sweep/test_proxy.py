@@ -117,7 +117,7 @@ def test_a_proxy_far_less_trained_than_the_checkpoint_is_warned_of(kind, taken, 
 
 
 def set_steps(checkpoint, steps):
-    """Let the optimizer's state of a checkpoint count so many steps."""
+    """Give a checkpoint an optimizer state whose step counters hold this number."""
     if (file := checkpoint / "optimizer.pt").exists():
         state = torch.load(file)
         for entries in state["state"].values():
