@@ -50,7 +50,7 @@ HEADLESS += (
     "DPT-depths",
     "DPR",
 )
-# The first update of its scales, one for all channels, differs by 1.9e-13 where 4.9e-14 is allowed. The cause is not known.
+# The first update of the scales that all channels share differs by 1.9e-13 where 4.9e-14 is allowed. Why is not known.
 SHARED_SCALES = ("HGNet2-affine",)
 # In evaluation mode, its class keeps the biases of attention from the first step.
 CACHED = ("LeViT",)
