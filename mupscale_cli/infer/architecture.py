@@ -22,7 +22,8 @@ from mupscale_cli.errors import VerifyError
 from mupscale_cli.infer.placement import Placement, find_placement, numbered
 from mupscale_cli.infer.tiny import Task, model_class, randomize, use_eager, without_initialization
 from mupscale_cli.infer.tiny_configs import config_class, is_part
-from mupscale_cli.verification.inputs import reference_inputs, user_inputs
+from mupscale_cli.verification.inputs.libraries import reference_inputs
+from mupscale_cli.verification.inputs.user import user_inputs
 from mupscale_cli.verification.outputs import output_tensor
 from mupscale_cli.verification.precision import everything_in
 

@@ -15,7 +15,7 @@ from torch import nn
 
 from mupscale_cli.infer.errors import TinyError, first_line
 from mupscale_cli.infer.tiny_configs import config_class, tiny_configs
-from mupscale_cli.verification.inputs import reference_inputs
+from mupscale_cli.verification.inputs.libraries import reference_inputs
 from mupscale_cli.verification.precision import everything_in
 from mupscale_cli.verification.transformers import import_transformers
 

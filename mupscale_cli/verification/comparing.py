@@ -28,7 +28,7 @@ from mupscale_cli.verification.activations import (
     written_scales,
 )
 from mupscale_cli.verification.builders import choose_builders
-from mupscale_cli.verification.inputs import BATCH, LENGTH, Inputs
+from mupscale_cli.verification.inputs.batch import BATCH, LENGTH, Inputs
 from mupscale_cli.verification.models import Coverage, can_stream, coverage
 from mupscale_cli.verification.options import VerifyOptions
 from mupscale_cli.verification.placement import Placement, choose_placement, free_unused

@@ -13,7 +13,9 @@ from torch import Tensor, nn
 
 from mupscale_cli.errors import VerifyError
 from mupscale_cli.verification.activations import Trace, recording
-from mupscale_cli.verification.inputs import BATCH, LENGTH, Inputs, hears_while_it_writes, image_token, random_tokens
+from mupscale_cli.verification.inputs.batch import BATCH, LENGTH, Inputs, random_tokens
+from mupscale_cli.verification.inputs.placeholders import image_token
+from mupscale_cli.verification.inputs.sounds import hears_while_it_writes
 from mupscale_cli.verification.models import Coverage, coverage
 from mupscale_cli.verification.outputs import output_tensor
 from mupscale_cli.verification.placement import Placement
