@@ -71,6 +71,8 @@ def run(
 ) -> Outputs:
     """Run a model on all its inputs.
 
+    A class that draws random numbers, such as the patches that it hides, draws the same in both models.
+
     Args:
         model: the model.
         settings: its inputs.
@@ -82,7 +84,8 @@ def run(
     is_text = _is_text(model, inputs)
     logits: dict[str, Tensor] = {}
     try:
-        with everything_in(settings.dtype):
+        with torch.random.fork_rng(), everything_in(settings.dtype):
+            torch.manual_seed(settings.seed)
             with watched or recording(model, settings.names) as trace:
                 if not is_text:
                     logits = _outputs(model(*inputs.arguments, **inputs.keywords), coverage(model))
