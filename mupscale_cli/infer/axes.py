@@ -16,7 +16,7 @@ from mupscale_cli.infer.vocabulary import NO_UNITS, meaning, part_of
 from mupscale_cli.text import starred
 
 Number = TypeVar("Number", int, Union[int, Fraction])  # a size or whole factor, or any factor
-_REPAIR_SECONDS = 3.0  # time to find the keys that must move with one key
+_REPAIR_SECONDS = 3.0  # computing time to find the keys that must move with one key
 
 
 @dataclass(frozen=True)
@@ -222,9 +222,9 @@ class _AxisFinder:
         expansions = [other for other in others if "expand" in other]
         tries = [(other, power) for other in expansions for power in (-1, 1)]
         tries += [(other, power) for power in (1, -1) for other in others if other not in expansions]
-        end = time.monotonic() + _REPAIR_SECONDS
+        end = time.process_time() + _REPAIR_SECONDS
         for other, power in tries:
-            if time.monotonic() > end:
+            if time.process_time() > end:
                 break
             powers = {**start, other: power}
             shapes = self._shapes(powers)

@@ -89,8 +89,8 @@ def solve(architecture: Architecture, budget: Budget, note: Note) -> Solution:
     model = random_model(architecture)
     axes, groups = _group_tensors(architecture, axes, model, note)
     runner = TrialRunner(architecture, axes, groups, model)
-    if not bool(torch.isfinite(runner.output).all()):
-        raise InferError(f"the random tiny `{architecture.name}` computes values that are not finite")
+    if any(bool(output.isnan().any()) for output in runner.outputs.values()):
+        raise InferError(f"the random tiny `{architecture.name}` computes values that are no numbers")
     runner = _without_unreached(runner, model, note)
     tied = is_tied(model)
     state = initial_state(runner.groups, tied, runner.last_norm, axes.candidates, architecture.config)

@@ -1,11 +1,13 @@
 """Tiny models and their configs."""
 
 import pytest
+import torch
 
 from mupscale_cli.infer import tiny
 from mupscale_cli.infer.errors import TinyError, first_line
 from mupscale_cli.infer.tiny import task_of, tiny_model
 from mupscale_cli.infer.tiny_configs import tiny_configs, tiny_sizes
+from mupscale_cli.verification.inputs.libraries import reference_inputs
 
 
 def test_tiny_sizes_follow_the_names_of_keys():
@@ -61,6 +63,20 @@ def test_tiny_model_names_the_parts_that_stay_large(monkeypatch):
 def test_the_sections_of_rotary_frequencies_fit_the_heads():
     config = tiny_model("qwen2_5_vl_text", "base").config
     assert 2 * sum(config["rope_parameters"]["mrope_section"]) in (8, 12)
+
+
+@pytest.mark.parametrize(
+    ("model_type", "names"),
+    [
+        ("vilt", {"input_ids", "pixel_values"}),
+        ("gemma4_vision", {"pixel_values", "pixel_position_ids"}),
+        ("granite_docling_vision", {"pixel_values"}),
+    ],
+)
+def test_a_tiny_tower_gets_what_its_class_reads(model_type, names):
+    """Their classes name another argument as the main input, or none."""
+    model = tiny_model(model_type, "base").model
+    assert reference_inputs(model, torch.Generator()).keywords.keys() == names
 
 
 def test_a_type_for_another_task_is_said_to_be_one():

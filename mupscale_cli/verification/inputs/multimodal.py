@@ -12,7 +12,7 @@ from torch import Tensor
 from mupscale_cli.verification.inputs.batch import BATCH, LENGTH, random_tokens
 from mupscale_cli.verification.inputs.images import config_images
 from mupscale_cli.verification.inputs.layers import reads_rows
-from mupscale_cli.verification.inputs.patches import PATCHES, patches_on_grids
+from mupscale_cli.verification.inputs.patches import images_as_patches, patches_on_grids
 from mupscale_cli.verification.inputs.placeholders import (
     audio_token,
     features_of,
@@ -64,9 +64,8 @@ def _image_inputs(model: Any, config: Any, generator: torch.Generator) -> dict[s
         values = {"pixel_values": patches, "image_grid_thw": grids, "image_merge_sizes": merges}
         return {name: values[name] for name in values if name in reads}
     parameters = inspect.signature(features_of(model, "image") or model.forward).parameters
-    make = next((make for mark, make in PATCHES.items() if mark in reads or mark in parameters), None)
-    if make is not None:
-        return make(vision, model.dtype, generator)
+    if patches := images_as_patches(vision, {*reads, *parameters}, model.dtype, generator):
+        return patches
     pixels = config_images(vision, generator)[0].to(model.dtype)
     if "image_embeds_position_mask" in reads:  # features take the place of the first tokens
         places = torch.arange(LENGTH).lt(config.latent_query_num).expand(BATCH, -1)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Container
 from typing import Any
 
 import torch
@@ -67,10 +67,11 @@ def _placed_patches(vision: Any, dtype: torch.dtype, generator: torch.Generator)
     size = 3 * (getattr(vision, "model_patch_size", None) or vision.patch_size) ** 2
     patches = torch.randn(BATCH, side * side, size, generator=generator, dtype=torch.float64)
     places = torch.cartesian_prod(torch.arange(side), torch.arange(side)).flip(-1)
-    return {"pixel_values": patches.to(dtype), "image_position_ids": places.repeat(BATCH, 1, 1)}
+    places = places.repeat(BATCH, 1, 1)
+    return {"pixel_values": patches.to(dtype), "image_position_ids": places, "pixel_position_ids": places}
 
 
-def rows_of_patches(vision: Any, dtype: torch.dtype, generator: torch.Generator) -> dict[str, Tensor]:
+def _rows_of_patches(vision: Any, dtype: torch.dtype, generator: torch.Generator) -> dict[str, Tensor]:
     """Make square images as rows of patches."""
     shape = (BATCH, vision.num_patches, vision.num_channels * vision.patch_size**2)
     return {
@@ -81,9 +82,26 @@ def rows_of_patches(vision: Any, dtype: torch.dtype, generator: torch.Generator)
 
 
 # How images are made as patches, by an argument of the model or of the function that makes features of them.
-PATCHES: dict[str, Callable[[Any, torch.dtype, torch.Generator], dict[str, Tensor]]] = {
+_PATCHES: dict[str, Callable[[Any, torch.dtype, torch.Generator], dict[str, Tensor]]] = {
     "image_token_pooling": _pooled_patches,  # patches, and which of them a feature pools
     "target_sizes": _strip_of_patches,  # the patches of all images in one strip
-    "spatial_shapes": rows_of_patches,  # patches side by side, of any aspect ratio
+    "spatial_shapes": _rows_of_patches,  # patches side by side, of any aspect ratio
     "image_position_ids": _placed_patches,  # patches and their places
+    "pixel_position_ids": _placed_patches,  # which the tower alone calls so
 }
+
+
+def images_as_patches(
+    vision: Any, reads: Container[str], dtype: torch.dtype, generator: torch.Generator
+) -> dict[str, Tensor]:
+    """Make images as the patches that a model reads, by argument; nothing for a model that reads pixels.
+
+    Args:
+        vision: the config of the image encoder.
+        reads: the arguments of the model, and of the function that makes features.
+        dtype: the type of the patches.
+        generator: source of the random numbers.
+    """
+    make = next((make for mark, make in _PATCHES.items() if mark in reads), None)
+    made = {} if make is None else make(vision, dtype, generator)
+    return {name: value for name, value in made.items() if name in reads}

@@ -13,7 +13,7 @@ from mupscale_cli.verification.inputs.batch import BATCH, Inputs, unknown_kind
 from mupscale_cli.verification.inputs.images import config_images
 from mupscale_cli.verification.inputs.layout import layout_inputs
 from mupscale_cli.verification.inputs.multimodal import beside_images, beside_sounds
-from mupscale_cli.verification.inputs.patches import flattened_patches, patches_on_grids, rows_of_patches
+from mupscale_cli.verification.inputs.patches import flattened_patches, images_as_patches, patches_on_grids
 from mupscale_cli.verification.inputs.placeholders import features_of
 from mupscale_cli.verification.inputs.sounds import sound_config, spectrograms, waveforms
 from mupscale_cli.verification.inputs.tokens import config_tokens, decoder_tokens, for_head
@@ -30,8 +30,8 @@ def transformers_inputs(model: Any, generator: torch.Generator) -> Inputs:
     if "grid_thw" in reads:
         return _encoder_inputs(config, reads, model.dtype, generator)
     name = _input_name(model, config, reads)
-    if name == "pixel_values" and "spatial_shapes" in reads:
-        return Inputs((), rows_of_patches(config, model.dtype, generator), f"{BATCH} random images as rows of patches")
+    if name == "pixel_values" and (patches := images_as_patches(config, reads, model.dtype, generator)):
+        return Inputs((), patches, f"{BATCH} random images as patches")
     if name not in _KINDS:
         raise unknown_kind(name)
     values, description = _KINDS[name](model, config, generator)
@@ -58,6 +58,8 @@ def _input_name(model: Any, config: Any, reads: Mapping[str, Any]) -> str:
         return str(model.encoder.main_input_name)
     if name == "pixel_values" and "input_ids" in reads and getattr(config, "text_config", None) is not None:
         return "input_ids"  # BLIP names its images first
+    if name not in reads:  # such as that of the composite whose part this is
+        name = next((each for each in reads if each in _KINDS), name)
     return name
 
 
@@ -75,7 +77,8 @@ def _beside_tokens(
     inputs = layout_inputs(config, reads, tokens.shape, generator)
     if "global_attention_mask" in reads:  # Longformer and LED
         inputs["global_attention_mask"] = torch.zeros_like(tokens).index_fill(-1, torch.tensor(0), 1)
-    if "pixel_values" in reads and getattr(config, "visual_embed", "bbox" in reads):  # a picture of the page
+    is_seen = "bbox" in reads or hasattr(config, "image_size")
+    if "pixel_values" in reads and getattr(config, "visual_embed", is_seen):  # a picture, as of the page
         inputs["pixel_values"] = config_images(config, generator)[0]
     return inputs
 
