@@ -28,12 +28,14 @@ class Axes:
         aliases: axes that the config ties to a product of others, by name.
         sizes: the size of each axis, aliases included, as an expression over the config.
         given_up: keys that widen tensors in a way that no axis describes, with the reason.
+        still: axes that are laid out but cannot grow, since some size is a part of them, with the reason.
     """
 
     candidates: tuple[CandidateAxis, ...]
     aliases: dict[str, tuple[str, ...]] = field(default_factory=dict)
     sizes: dict[str, str] = field(default_factory=dict)
     given_up: dict[str, str] = field(default_factory=dict)
+    still: dict[str, str] = field(default_factory=dict)
 
     @property
     def independent_sizes(self) -> dict[str, int]:

@@ -286,7 +286,7 @@ def _infer(
         variants.get(False),
         head,
         shared_names(architecture.reusable(architecture.config)) if not head else {},
-    ).with_fixed({axis: first.reason(axis) for axis in first.result.unsolved})
+    ).with_fixed(first.runner.axes.still | {axis: first.reason(axis) for axis in first.result.unsolved})
     draft, errors = prove(draft, solutions, note)
     draft, grown = with_words(draft, solutions, note)
     errors |= grown

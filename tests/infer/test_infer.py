@@ -369,6 +369,20 @@ def test_every_output_is_exact_and_not_the_first_alone(tmp_path):
     assert layouts(read_draft(inferred.text, "pooling"))["probe"] == ["., ., (h d) | d^-1 #d^0.5"]
 
 
+def test_an_axis_that_is_halved_stays_and_the_others_grow(tmp_path):
+    """A table of angles has half as many entries as a head has units, which no product of axes describes."""
+    net = POOLING.replace(
+        "self.probe", "self.angles = nn.Parameter(torch.zeros(width // heads // 2))\n        self.probe", 1
+    )
+    turned = "torch.cat([half * self.angles.cos() for half in k.chunk(2, -1)], -1)"
+    net = net.replace("pooled =", f"k = {turned}\n        pooled =")
+    (tmp_path / "net.py").write_text(net)
+    inferred = infer_user_model(f"{tmp_path / 'net.py'}:build")
+    assert inferred.draft.movable == ["h"]
+    assert "is not a multiple of d" in inferred.fixed["d"]
+    assert layouts(read_draft(inferred.text, "pooling"))["angles"] == ["."]
+
+
 def test_user_model_needs_a_config(tmp_path):
     (tmp_path / "net.py").write_text(USER_MODEL.replace("config = {", "other = {"))
     with pytest.raises(MupscaleError, match="needs a config"):
