@@ -35,6 +35,13 @@ def test_tiny_model_keeps_the_flags_of_a_config():
     assert model.config.hidden_size < 100
 
 
+def test_tiny_model_keeps_small_numbers_that_are_no_sizes():
+    config = {"model_type": "vit", "hidden_size": 4096, "patch_size": 8, "num_channels": 1, "num_hidden_layers": 2}
+    model = tiny_model("vit", "base", flags=config).model
+    assert (model.config.patch_size, model.config.num_channels) == (8, 1)
+    assert (model.config.hidden_size, model.config.num_hidden_layers) == (48, 4)
+
+
 def test_tiny_model_refuses_an_unknown_type():
     with pytest.raises(TinyError, match="no model type `nothing`"):
         tiny_model("nothing")
