@@ -86,9 +86,8 @@ def test_a_tiny_tower_gets_what_its_class_reads(model_type, names):
     assert reference_inputs(model, torch.Generator()).keywords.keys() == names
 
 
-def test_a_type_for_another_task_is_said_to_be_one():
-    with pytest.raises(TinyError, match=r"`superpoint` is a model for keypoint-detection; drafts are made for"):
-        task_of("superpoint")
+def test_a_type_for_another_task_has_the_class_for_that():
+    assert task_of("superpoint") == "SuperPointForKeypointDetection"
 
 
 def test_tiny_model_refuses_a_model_that_stays_large(monkeypatch):
