@@ -64,8 +64,8 @@ def _image_inputs(model: Any, config: Any, generator: torch.Generator) -> dict[s
         values = {"pixel_values": patches, "image_grid_thw": grids, "image_merge_sizes": merges}
         return {name: values[name] for name in values if name in reads}
     parameters = inspect.signature(features_of(model, "image") or model.forward).parameters
-    if patches := images_as_patches(vision, {*reads, *parameters}, model.dtype, generator):
-        return patches
+    if made := images_as_patches(vision, {*reads, *parameters}, model.dtype, generator):
+        return made
     pixels = config_images(vision, generator)[0].to(model.dtype)
     if "image_embeds_position_mask" in reads:  # features take the place of the first tokens
         places = torch.arange(LENGTH).lt(config.latent_query_num).expand(BATCH, -1)
