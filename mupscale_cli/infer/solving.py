@@ -111,7 +111,7 @@ def _group_tensors(
 ) -> tuple[Axes, tuple[Group, ...]]:
     """Group the tensors; give up axes under which sizes are not sums of products.
 
-    An axis of which a size is a part, such as half of a head, is laid out where it can be and does not grow.
+    If some size is only a part of an axis, such as half of a head, the axis is laid out where it can be, but stays.
     """
     order = list(architecture.disk_tensors(model))
     while True:
