@@ -147,8 +147,8 @@ class TrialRunner:
         """
         found: dict[str, str] = {}
         for group in self.groups:
-            if not group.axes or len(group.dims) < 2:
-                continue
+            if sum(bool(dim.axes) for dim in group.dims) < 2:
+                continue  # the layout of a vector, such as a mask token, leaves nothing to be shown
             changed = {name: self.tensors[name] + 1 for name in group.names if self.tensors[name].is_floating_point()}
             model = self.architecture.fill(self.architecture.config, {**self.tensors, **changed})
             if changed and _are_equal(self.architecture.run(model), self.outputs):

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from mupscale_cli.verification.inputs.batch import BATCH, Inputs, unknown_kind
 from mupscale_cli.verification.inputs.images import config_images
+from mupscale_cli.verification.inputs.layers import reads_rows
 from mupscale_cli.verification.inputs.layout import layout_inputs
 from mupscale_cli.verification.inputs.multimodal import beside_images, beside_sounds
 from mupscale_cli.verification.inputs.patches import flattened_patches, images_as_patches, patches_on_grids
@@ -28,7 +29,7 @@ def transformers_inputs(model: Any, generator: torch.Generator) -> Inputs:
     config: Any = model.config
     reads = inspect.signature(model.forward).parameters
     if "grid_thw" in reads:
-        return _encoder_inputs(config, reads, model.dtype, generator)
+        return _encoder_inputs(model, reads, generator)
     name = _input_name(model, config, reads)
     if name == "pixel_values" and (patches := images_as_patches(config, reads, model.dtype, generator)):
         return Inputs((), patches, f"{BATCH} random images as patches")
@@ -63,9 +64,11 @@ def _input_name(model: Any, config: Any, reads: Mapping[str, Any]) -> str:
     return name
 
 
-def _encoder_inputs(config: Any, reads: Mapping[str, Any], dtype: torch.dtype, generator: torch.Generator) -> Inputs:
+def _encoder_inputs(model: Any, reads: Mapping[str, Any], generator: torch.Generator) -> Inputs:
     """Make images for an image encoder alone that takes any resolution; its first argument is the patches."""
-    patches, grids, merges = patches_on_grids(config, dtype, generator)
+    patches, grids, merges = patches_on_grids(model.config, model.dtype, generator)
+    if reads_rows(model, model.config):
+        patches = patches.flatten(1)
     values = {next(iter(reads)): patches, "grid_thw": grids, "merge_sizes": merges}
     return Inputs((), {name: values[name] for name in values if name in reads}, f"{BATCH} random images as patches")
 
