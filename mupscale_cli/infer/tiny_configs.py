@@ -253,6 +253,7 @@ def _structures(config: Mapping[str, Any], sizes: Mapping[str, Any], num_layers:
     yield {"is_decoder": True}
     yield dict.fromkeys((key for key, size in sizes.items() if size == HIDDEN), 64)
     yield {key: 2 * sizes[key] for key in sizes if key == "image_size"}  # for grids of patches that are pooled
+    yield {key: config[key] for key in sizes if "window" in key}  # which an encoder may count in pixels
     depths = {key: config[key] for key in sizes if meaning(key).counts == "layers" and type(config[key]) is int}
     lists = {key: value for key, value in config.items() if isinstance(value, list)}
     if depths and all(depth <= _MAX_LAYERS for depth in depths.values()):

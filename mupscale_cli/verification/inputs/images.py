@@ -22,7 +22,7 @@ def config_images(config: Any, generator: torch.Generator) -> tuple[Tensor, str]
         return random_images(shape, generator)
     config = getattr(config, "encoder", None) or getattr(config, "vision_config", None) or config
     size = height_and_width(getattr(config, "image_size", None) or getattr(config, "input_size", None) or IMAGE)
-    frames = getattr(config, "num_frames", None)
+    frames = getattr(config, "num_frames", None) or getattr(config, "frames_per_clip", None)
     channels = getattr(config, "num_channels", 3)
     if frames is None:
         return random_images((channels, *size), generator)

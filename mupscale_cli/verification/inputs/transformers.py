@@ -28,8 +28,9 @@ def transformers_inputs(model: Any, generator: torch.Generator) -> Inputs:
     """
     config: Any = model.config
     reads = inspect.signature(model.forward).parameters
-    if "grid_thw" in reads:
-        return _encoder_inputs(model, reads, generator)
+    grid = next((each for each in ("grid_thw", "image_grid_thw") if each in reads and "input_ids" not in reads), None)
+    if grid is not None:
+        return _encoder_inputs(model, reads, grid, generator)
     name = _input_name(model, config, reads)
     if name == "pixel_values" and (patches := images_as_patches(config, reads, model.dtype, generator)):
         return Inputs((), patches, f"{BATCH} random images as patches")
@@ -64,12 +65,12 @@ def _input_name(model: Any, config: Any, reads: Mapping[str, Any]) -> str:
     return name
 
 
-def _encoder_inputs(model: Any, reads: Mapping[str, Any], generator: torch.Generator) -> Inputs:
+def _encoder_inputs(model: Any, reads: Mapping[str, Any], grid: str, generator: torch.Generator) -> Inputs:
     """Make images for an image encoder alone that takes any resolution; its first argument is the patches."""
     patches, grids, merges = patches_on_grids(model.config, model.dtype, generator)
     if reads_rows(model, model.config):
         patches = patches.flatten(1)
-    values = {next(iter(reads)): patches, "grid_thw": grids, "merge_sizes": merges}
+    values = {next(iter(reads)): patches, grid: grids, "merge_sizes": merges}
     return Inputs((), {name: values[name] for name in values if name in reads}, f"{BATCH} random images as patches")
 
 
@@ -89,6 +90,7 @@ def _beside_tokens(
 _KINDS: dict[str, Callable[[nn.Module, Any, torch.Generator], tuple[Tensor, str]]] = {
     "input_ids": lambda _, config, generator: config_tokens(config, generator),
     "pixel_values": lambda _, config, generator: config_images(config, generator),
+    "pixel_values_videos": lambda _, config, generator: config_images(config, generator),
     "input_features": spectrograms,
     "input_values": waveforms,
     "flattened_patches": flattened_patches,
