@@ -31,6 +31,14 @@ def test_every_output_counts():
     assert outputs_error(narrow, {"last_hidden_state": states}) == "the wide model has no output `pooler_output`"
 
 
+def test_more_classes_or_objects_are_no_copies_of_units():
+    logits = torch.randn(2, 5, 6, dtype=torch.float64)
+    for dim in (1, 2):
+        wide = logits.repeat_interleave(2, dim)
+        assert "has the shape" in str(outputs_error({"logits": logits}, {"logits": wide}))
+        assert outputs_error({"router_logits.0": logits}, {"router_logits.0": wide}) == 0
+
+
 def test_copies_in_vectors_of_length_1_are_smaller():
     units = torch.nn.functional.normalize(torch.randn(3, 6, dtype=torch.float64), dim=-1)
     wide = torch.nn.functional.normalize(units.repeat_interleave(3, -1), dim=-1)
