@@ -8,7 +8,7 @@ from __future__ import annotations
 import hashlib
 import re
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from fnmatch import fnmatchcase
 from functools import cache, lru_cache
@@ -16,10 +16,9 @@ from pathlib import Path
 from typing import Any
 
 from mupscale_cli.architecture import composite
-from mupscale_cli.architecture.document import MAX_BYTES, Entries, Text, parse_document
+from mupscale_cli.architecture.document import MAX_BYTES, Entries, Node, Text, parse_document
 from mupscale_cli.architecture.expressions import Expression, evaluate, look_up
-from mupscale_cli.architecture.parsing import parse_match, parse_prefixes, parse_recipe
-from mupscale_cli.architecture.patterns import Pattern, parse_pattern
+from mupscale_cli.architecture.parsing import parse_match, parse_recipe
 from mupscale_cli.architecture.syntax import LanguageError
 from mupscale_cli.architecture.types import Recipe
 from mupscale_cli.errors import RecipeError
@@ -33,7 +32,10 @@ BUILT_IN = _PACKAGED if _PACKAGED.is_dir() else _CHECKOUT
 
 _SECTION = re.compile(r"^(\w+):.*\n(?:[ \t#].*\n|\n)*", re.MULTILINE)  # a section ends at the next key without indent
 _HEADING = ("about", "match", "extends", "parts", "axes")
-_NAMING = ("extends", "parts", "prefix", "tensors")
+_OF_WORDS = (
+    "axes",
+    "depth",
+)  # sections whose entries are words with values; `ffn: SIZE` is short for `ffn: {size: SIZE}`
 
 FORMAT_VERSION = 1  # version of the recipe format, and the default of a recipe without a version
 
@@ -46,16 +48,6 @@ class Heading:
     about: str
     keys: Mapping[str, tuple[str, ...]]
     axis_names: tuple[str, ...]
-
-
-@dataclass(frozen=True, slots=True)
-class _Match:
-    """What a built-in recipe is chosen by; see the fields of `Recipe`."""
-
-    recipe: str
-    keys: Mapping[str, tuple[str, ...]]
-    condition: Expression | None
-    tensor_patterns: tuple[Pattern, ...]
 
 
 def recipe_files() -> tuple[Path, ...]:
@@ -126,10 +118,9 @@ def recipe_for(config: Mapping[str, Any]) -> str | None:
     A recipe with a condition precedes one without, and longer values precede shorter ones with wildcards.
     """
     fitting = [
-        (match.condition is None, -length, match.recipe)
-        for match in _match_sections()
-        if (length := _matched_length(match.keys, config))
-        and (match.condition is None or _holds(match.condition, config))
+        (condition is None, -length, name)
+        for keys, condition, name in _match_sections()
+        if (length := _matched_length(keys, config)) and (condition is None or _holds(condition, config))
     ]
     return min(fitting)[-1] if fitting else None
 
@@ -158,40 +149,15 @@ def _holds(condition: Expression, config: Mapping[str, Any]) -> bool:
         return False
 
 
-def read_patterns(path: Path, config: Mapping[str, Any] | None = None) -> tuple[Pattern, ...]:
-    """Read the patterns of a recipe's rules for tensors, without their layouts, which take most of the time of loading.
-
-    Args:
-        path: the recipe's file.
-        config: as for `load_recipe`.
-
-    Raises:
-        RecipeError: the recipe is invalid.
-    """
-    document, _ = _read(path, (), _NAMING)
-    tensors = document.get("tensors")
-    texts = [key for key, _ in tensors] if isinstance(tensors, Entries) else []
-    for part, (name, _) in zip(composite.read_parts(document), _choose_parts(document, config), strict=True):
-        inner, _ = _read_part(path, part, name, _NAMING)
-        texts += composite.patterns_as_part(inner, part)
-    words = parse_prefixes(document.get("prefix"))[0]
-    return tuple(text.parse(lambda value: parse_pattern(value, words)) for text in texts)
-
-
 def _load_file(path: Path, config: Mapping[str, Any] | None = None) -> Recipe:
     document, digest = _read(path, ())
-    return _load_parts(path, digest, _choose_parts(document, config))
-
-
-def _choose_parts(document: Entries, config: Mapping[str, Any] | None) -> tuple[tuple[str, str], ...]:
-    """Return for each part of a recipe the name of its recipe and its section of the config."""
     chosen = []
     for part in composite.read_parts(document):
         section = composite.find_section(part, config or {})
         part_config = (config or {}).get(section) if section else None
         name = recipe_for(part_config) if isinstance(part_config, Mapping) else None
         chosen.append((name or part.recipe.value, section))
-    return tuple(chosen)
+    return _load_parts(path, digest, tuple(chosen))
 
 
 @lru_cache(maxsize=256)
@@ -218,21 +184,16 @@ def _join_parts(
     document, _ = _read(path, (), only)
     groups, documents = {}, []
     for part, (name, section) in zip(composite.read_parts(document), chosen, strict=True):
-        inner, inner_digest = _read_part(path, part, name, only)
+        file = _find_file(path.parent, name)
+        if file is None:
+            raise part.recipe.error(f"unknown recipe `{name}`")
+        inner, inner_digest = _read(file, (path,), only)
         renamed, groups[part.name] = composite.rename_as_part(inner, part, section, document)
         documents.append(renamed)
         digest = hashlib.sha256((digest + inner_digest).encode()).hexdigest()
     if documents:
         document = composite.join_parts(documents, document, _merge)
     return document, digest, groups
-
-
-def _read_part(path: Path, part: composite.Part, name: str, only: tuple[str, ...]) -> tuple[Entries, str]:
-    """Read the recipe of a part by name."""
-    file = _find_file(path.parent, name)
-    if file is None:
-        raise part.recipe.error(f"unknown recipe `{name}`")
-    return _read(file, (path,), only)
 
 
 def _find_file(folder: Path, name: str) -> Path | None:
@@ -279,7 +240,7 @@ def _cut(text: str, only: tuple[str, ...]) -> str:
     return "".join(section[0] for section in _SECTION.finditer(text) if section[1] in only)
 
 
-@lru_cache(maxsize=2048)
+@lru_cache(maxsize=512)
 def _parsed(text: str, name: str) -> Entries:
     """Parse the text of a file; recipes share parents and parts."""
     return _strip_version(parse_document(text, name))
@@ -300,7 +261,11 @@ def _strip_version(document: Entries) -> Entries:
 
 
 def _merge(parent: Entries, child: Entries) -> Entries:
-    """Merge two documents: mappings key by key; any other section of the child replaces the parent's."""
+    """Merge two documents: mappings key by key; any other section of the child replaces the parent's.
+
+    An axis or a stack of the child inherits the words that it does not mention, since a lost one, such as the eps of
+    the norms over an axis, would show only in some ways to grow.
+    """
     own = {key.value: (key, node) for key, node in child if key.value != "extends"}
     merged = []
     for key, node in parent:
@@ -311,47 +276,70 @@ def _merge(parent: Entries, child: Entries) -> Entries:
             continue
         own_key, own_node = own.pop(key.value)
         if isinstance(node, Entries) and isinstance(own_node, Entries):
-            own_node = _merge_section(node, own_node)
+            own_node = _merge_section(node, own_node, _merge_words if key.value in _OF_WORDS else _replace)
         merged.append((own_key, own_node))
     return Entries((*own.values(), *merged), child.origin)
 
 
-def _merge_section(parent: Entries, child: Entries) -> Entries:
+def _merge_section(parent: Entries, child: Entries, merge: Callable[[Node, Node], Node]) -> Entries:
+    """Merge two mappings, whose keys may end in `?`; `~` removes a key.
+
+    Args:
+        parent: the inherited mapping.
+        child: the mapping that overrides it.
+        merge: merges two values of one key.
+    """
     own = {key.value.removesuffix("?"): (key, node) for key, node in child}
-    inherited = [own.pop(key.value.removesuffix("?"), (key, node)) for key, node in parent]
-    pairs = [(key, node) for key, node in (*inherited, *own.values()) if not (isinstance(node, Text) and node.is_null)]
-    return Entries(tuple(pairs), child.origin)
+    pairs = []
+    for key, node in parent:
+        own_key, own_node = own.pop(key.value.removesuffix("?"), (key, None))
+        pairs.append((own_key, node if own_node is None else merge(node, own_node)))
+    pairs += own.values()
+    return Entries(tuple((key, node) for key, node in pairs if not _is_null(node)), child.origin)
+
+
+def _merge_words(parent: Node, child: Node) -> Node:
+    if _is_null(child):
+        return child
+    return _merge_section(_words(parent), _words(child), _replace)
+
+
+def _replace(_parent: Node, child: Node) -> Node:
+    return child
+
+
+def _words(node: Node) -> Entries:
+    """Return what is said of an axis as a mapping; a size alone may stand for it."""
+    return node if isinstance(node, Entries) else Entries(((Text("size", node.origin), node),), node.origin)
+
+
+def _is_null(node: Node) -> bool:
+    return isinstance(node, Text) and node.is_null
 
 
 @cache
-def _match_sections() -> tuple[_Match, ...]:
-    """Return the sections `match` of all built-in recipes that have one."""
+def _match_sections() -> tuple[tuple[dict[str, tuple[str, ...]], Expression | None, str], ...]:
+    """Return the keys, the condition and the name of every built-in recipe."""
     sections = []
     for file in recipe_files():
         if section := _cut(file.read_text(encoding="utf-8"), ("match",)):
-            parsed = parse_match(parse_document(section, _display_name(file)).get("match"))
-            sections.append(_Match(file.stem, *parsed))
+            keys, condition, _ = parse_match(parse_document(section, _display_name(file)).get("match"))
+            sections.append((keys, condition, file.stem))
     return tuple(sections)
-
-
-@cache
-def identifying_recipes() -> tuple[str, ...]:
-    """Return the names of the built-in recipes that the names of tensors identify without a config."""
-    return tuple(match.recipe for match in _match_sections() if match.tensor_patterns)
 
 
 @cache
 def matched_values(key: str = "model_type") -> dict[str, list[str]]:
     """Map each value of a config key, or wildcard for it, to its built-in recipes."""
     by_value: dict[str, list[str]] = {}
-    for match in _match_sections():
-        for value in match.keys.get(key, ()):
-            by_value.setdefault(value, []).append(match.recipe)
+    for keys, _, name in _match_sections():
+        for value in keys.get(key, ()):
+            by_value.setdefault(value, []).append(name)
     return by_value
 
 
 @cache
 def matched_keys() -> tuple[str, ...]:
     """Return the config keys by which built-in recipes are chosen, the most common one first."""
-    counts = Counter(key for match in _match_sections() for key in match.keys)
+    counts = Counter(key for keys, _, _ in _match_sections() for key in keys)
     return tuple(key for key, _ in counts.most_common())

@@ -52,6 +52,21 @@ def test_any_size_keeps_the_function(case, sizes, tmp_path):
     assert verification.worst_module.max_rel < 1e-12
 
 
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("case", "sizes"),
+    [
+        *((f"{name}-untied", {"embed": 76}) for name in ("Qwen3Next", "LaraMini", "KimiLinear", "BailingHybrid")),
+        *((f"{name}-untied", {"embed": 72, "hg": 9}) for name in ("Bamba", "GraniteMoeHybrid")),
+    ],
+)
+def test_a_norm_behind_an_activation_keeps_its_eps(case, sizes, tmp_path):
+    """It shares its key with the norms of the stream, which therefore leave it alone."""
+    verification = grown(case, tmp_path, sizes).verification
+    assert verification.agrees, verification
+    assert verification.max_rel < 1e-12
+
+
 @pytest.mark.parametrize(
     ("case", "axes", "message"),
     [
