@@ -11,8 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from mupscale_cli.plan import Plan
-from mupscale_cli.verification.inputs.batch import BATCH, LENGTH, Inputs
-from mupscale_cli.verification.inputs.tokens import varied_tokens
+from mupscale_cli.verification.inputs import BATCH, LENGTH, Inputs, varied_decoder_tokens, varied_tokens
 from mupscale_cli.verification.outputs import output_tensor
 from mupscale_cli.verification.precision import everything_in
 
@@ -140,7 +139,7 @@ def _text(model: Any, generator: torch.Generator, batch: int, length: int) -> di
     """Draw tokens, each of the vocabulary as often as any other, for the encoder and the decoder."""
     keywords = {"input_ids": varied_tokens(model.config, generator, batch, length)}
     if getattr(model.config, "is_encoder_decoder", False):
-        keywords["decoder_input_ids"] = varied_tokens(model.config, generator, batch, length)
+        keywords["decoder_input_ids"] = varied_decoder_tokens(model.config, generator, batch, length)
     return keywords
 
 

@@ -8,8 +8,7 @@ from torch import nn
 from helpers import build, change_config
 from mupscale_cli.tasks.verify import verify
 from mupscale_cli.tasks.widen import widen
-from mupscale_cli.verification.inputs.batch import Inputs
-from mupscale_cli.verification.inputs.tokens import varied_tokens
+from mupscale_cli.verification.inputs import Inputs, varied_decoder_tokens, varied_tokens
 from mupscale_cli.verification.reach import Run
 
 FAR = {"relative_attention_max_distance": 40}
@@ -54,6 +53,18 @@ def test_varied_tokens_are_all_of_the_vocabulary():
     config = build("Qwen2-tied").config
     tokens = varied_tokens(config, torch.Generator().manual_seed(0), 4, 25)
     assert tokens.flatten().bincount().tolist() == [2] * 50
+
+
+def test_further_runs_of_a_decoder_have_every_channel_of_codes(saved, tmp_path):
+    """Dia reads texts and writes several codes at once."""
+    config = build("Dia").config
+    tokens = varied_decoder_tokens(config, torch.Generator().manual_seed(0), 2, 16)
+    assert tokens.shape == (2, 16, 3)
+    assert set(tokens.flatten().tolist()) == set(range(config.decoder_config.vocab_size))
+    widen(saved("Dia"), tmp_path / "wide", 2, verify=False)
+    found = verify(tmp_path / "wide", only=["function"]).function
+    assert found.agrees
+    assert any("right-padded" in comparison.what for comparison in found.comparisons)
 
 
 def test_a_run_in_training_mode_draws_the_same_numbers_for_both_models():
