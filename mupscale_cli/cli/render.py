@@ -13,6 +13,9 @@ from rich.text import Text
 from mupscale_cli.checkpoints.config import CONFIG
 from mupscale_cli.cli.output import bytes_text, count_text, counted, table
 from mupscale_cli.cli.tree import axis_styles, tensors_tree
+from mupscale_cli.optimizers.caveats import inexact_parts
+from mupscale_cli.optimizers.multipliers import ScaledTensor
+from mupscale_cli.optimizers.rules.table import OPTIMIZERS
 from mupscale_cli.plan import Plan
 from mupscale_cli.plan.copies import Axis
 from mupscale_cli.plan.methods import MUPSCALE, Method
@@ -82,7 +85,7 @@ def print_plan(console: Console, plan: Plan, output: str) -> None:
         console.print(f"embeddings   {embeddings_text(plan.embeddings)}", markup=False)
     if plan.names_note:
         console.print(plan.names_note, markup=False)
-    for note in plan.notes:
+    for note in (*plan.notes, *training_notes(plan)):
         console.print(f"note: {note}", markup=False, soft_wrap=True)
     if plan.omitted:
         console.print(f"omitted      {', '.join(plan.omitted)}", markup=False)
@@ -97,6 +100,18 @@ def print_plan(console: Console, plan: Plan, output: str) -> None:
     )
     if growth := growth_text(plan.method, plan.perturbation):
         console.print(growth, markup=False)
+
+
+def training_notes(plan: Plan, kinds: Sequence[str] = ()) -> tuple[str, ...]:
+    """Say which tensors the optimizer's settings cannot fit in all of their parts.
+
+    Args:
+        plan: the plan.
+        kinds: the names of the optimizers whose state is widened. Default: AdamW.
+    """
+    tensors = [ScaledTensor.of(tensor, tensor.target.name) for tensor in plan.tensors]
+    rules = [OPTIMIZERS[kind] for kind in kinds or ("adamw",)]
+    return tuple(f"with {rule.title}, {text}" for rule in rules for text in inexact_parts(rule, tensors))
 
 
 def growth_text(method: Method, noise: Perturbation | None) -> str | None:
@@ -361,8 +376,9 @@ def _parts(verification: Verification) -> dict[str, tuple[str, str, tuple[str, .
         parts["function"] = covers, function_verdict(function), () if function.agrees else (_first(function),)
     if (training := verification.training) is not None:
         differences = _training_differences(training)
+        others = f", without {counted(len(training.inexact), 'tensor')}" if training.inexact else ""
         parts["training"] = (
-            f"{counted(training.steps, 'step')} of {training.optimizer}",
+            f"{counted(training.steps, 'step')} of {training.optimizer}{others}",
             _found(differences),
             differences,
         )
@@ -456,6 +472,9 @@ def _print_training(console: Console, training: TrainingVerification) -> None:
     if training.ignored:
         elements = counted(training.ignored, "element")
         console.print(f"not compared: {elements} whose gradients are only rounding errors", markup=False)
+    for text in training.caveats:
+        left_out = f"the first step is compared, without {counted(len(training.inexact), 'tensor')}"
+        console.print(f"{left_out}: {text}", style="yellow", markup=False)
     stored, differences = "weights and state" if training.carried else "weights", training.stored_differences
     if not differences:
         console.print(f"stored {stored} are exactly as planned", markup=False)

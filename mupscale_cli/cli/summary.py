@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import shlex
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -132,9 +132,10 @@ def _about(result: Widened, seconds: float, growth: str | None, optimizer: str |
         yield "note", Text(note, style="yellow")
     if result.plan.stays_symmetric:
         yield "new width", Text(f"unused so far: {idle_reason(result.plan)}", style="yellow")
-    for axis, why in result.plan.training_differences.items():
-        yield "training", Text(f"differs along `{axis}`: {why}", style="yellow")
-    if state := result.record["optimizer_state"]:
+    state = result.record["optimizer_state"]
+    for note in _training_notes(result.plan, state["kinds"] if state else ()):
+        yield "training", Text(note, style="yellow")
+    if state:
         yield (
             "optimizer",
             Text(
@@ -149,6 +150,13 @@ def _about(result: Widened, seconds: float, growth: str | None, optimizer: str |
     if folders := result.record["adapters"]:
         yield "adapters", Text(", ".join(str(result.output / folder) for folder in folders))
     yield "written", Text(f"{', '.join(map(str, result.paths))}, in {time_text(seconds)}")
+
+
+def _training_notes(plan: Plan, kinds: Sequence[str]) -> Iterator[str]:
+    """Yield how the training of both models differs."""
+    for axis, why in plan.training_differences.items():
+        yield f"differs along `{axis}`: {why}"
+    yield from render.training_notes(plan, kinds)
 
 
 def _equivalence(verification: FunctionCheck) -> Text:

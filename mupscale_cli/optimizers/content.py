@@ -79,8 +79,8 @@ def scales_by_parameter(plan: Plan) -> Callable[[str], list[ScaledTensor]]:
 
     def find(parameter: str) -> list[ScaledTensor]:
         return [
-            ScaledTensor(names.wide_name(parameter, t), t.parts, t.source.shape, t.target.shape, t.offset, t.block)
-            for t in parameter_tensors(names, parameter)
+            ScaledTensor.of(tensor, names.wide_name(parameter, tensor))
+            for tensor in parameter_tensors(names, parameter)
         ]
 
     return find

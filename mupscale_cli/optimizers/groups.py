@@ -8,12 +8,11 @@ from typing import Any
 
 from mupscale_cli.errors import PlanError
 from mupscale_cli.optimizers.identity import Kind
-from mupscale_cli.optimizers.multipliers import Multipliers, ScaledTensor, tensor_multipliers
+from mupscale_cli.optimizers.multipliers import CLIP_WEIGHT, Multipliers, ScaledTensor, tensor_multipliers
 from mupscale_cli.optimizers.rules.rule import OptimizerRule
 from mupscale_cli.optimizers.rules.table import optimizer_rule
 
 _LARGEST = 2**63
-CLIP_WEIGHT = "clip_weight"  # key of the group's weight in the global norm of the gradient
 # Keys of the group's factors, for training loops that write one learning rate or decay into all groups at every step.
 LR_FACTOR, DECAY_FACTOR = "lr_factor", "weight_decay_factor"
 

@@ -176,7 +176,7 @@ def hyperparameters(
                     is_decayed=is_decayed,
                 )
             )
-    warnings = _warnings(tensors.values(), rule, settings)
+    warnings = _warnings(tensors.values(), rule, settings, decoupled)
     return Hyperparameters(
         rule, settings, decoupled, tuple(groups), warnings, _advice(tensors.values(), rule, settings, decoupled)
     )
@@ -241,9 +241,11 @@ def name_pattern(names: Iterable[str], all_names: Iterable[str]) -> str:
     return f"^({'|'.join(exact)})$"
 
 
-def _warnings(tensors: Iterable[ScaledTensor], rule: OptimizerRule, settings: Settings) -> tuple[str, ...]:
+def _warnings(
+    tensors: Iterable[ScaledTensor], rule: OptimizerRule, settings: Settings, decoupled: bool
+) -> tuple[str, ...]:
     tensors = list(tensors)
-    warnings = list(caveats(rule, tensors))
+    warnings = list(caveats(rule, tensors, decoupled, {"eps": settings.eps, "weight_decay": settings.weight_decay}))
     offsets = [
         t.name for t in tensors if t.offset and settings.weight_decay and settings.decays(t) and t.parts[0][0] != 1
     ]

@@ -5,11 +5,14 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
+from types import MappingProxyType
 from typing import Any
 
 from mupscale_cli.optimizers.rules.powers import NORM_WEIGHT, UNCHANGED, Powers, Ratios
 from mupscale_cli.optimizers.rules.rule import OptimizerRule
-from mupscale_cli.plan.types import Block
+from mupscale_cli.plan.types import Block, TensorPlan
+
+CLIP_WEIGHT = "clip_weight"  # key of a group's weight in the global norm of the gradient
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,6 +53,11 @@ class ScaledTensor:
     wide_shape: tuple[int, ...]
     offset: int = 0
     block: Block | None = None
+
+    @classmethod
+    def of(cls, tensor: TensorPlan, name: str) -> ScaledTensor:
+        """Return the scaling of a planned tensor under a name."""
+        return cls(name, tensor.parts, tensor.source.shape, tensor.target.shape, tensor.offset, tensor.block)
 
     @property
     def ratios(self) -> Ratios:
@@ -93,8 +101,8 @@ def tensor_multipliers(
 ) -> Multipliers:
     """Return the multipliers of one tensor.
 
-    If its parts need different multipliers (segments with their own scales), no learning rate of the tensor is exact.
-    The result is then that of the first part, and `is_exact` is false.
+    If its parts need different multipliers (segments with their own scales or numbers of copies), the result is that
+    of the first part, and `spreads` tells how far that is from what others need.
 
     Args:
         tensor: the wide tensor.
@@ -109,12 +117,46 @@ def tensor_multipliers(
     return replace(by_scale, lr=lr, weight_decay=1 / lr if decoupled else by_scale.weight_decay)
 
 
+def spreads(
+    tensor: ScaledTensor,
+    rule: OptimizerRule,
+    decoupled: bool | None = None,
+    settings: Mapping[str, Any] = MappingProxyType({}),
+) -> dict[str, float]:
+    """Return how far apart the parts of a tensor need its settings, if no single value is right for all of them.
+
+    Decoupled weight decay acts through lr x wd, which is the same in every part unless the optimizer defines another.
+
+    Args:
+        tensor: the wide tensor.
+        rule: the optimizer's rule.
+        decoupled: whether weight decay is decoupled. Default: the optimizer's.
+        settings: settings of the narrow run; one that is 0 is right for every part.
+
+    Returns:
+        By setting, the largest value that a part needs divided by the smallest (dimensionless): `lr`, `eps`,
+        `weight_decay`, the names of further settings, and `clip_weight`. Settings that are exact are absent.
+    """
+    decoupled = rule.decoupled if decoupled is None else decoupled
+    parts = [_numbers(multipliers(rule, c, m, decoupled=decoupled)) for c, m in tensor.parts]
+    if decoupled and rule.decay is None:
+        for part in parts:
+            del part["weight_decay"]
+    found: dict[str, float] = {}
+    for key in (key for key in parts[0] if settings.get(key) != 0):
+        for values in zip(*(part[key] for part in parts), strict=True):
+            ratio = max(values) / min(values)
+            if not math.isclose(ratio, 1, rel_tol=1e-12):
+                found[key] = max(ratio, found.get(key, 1.0))
+    return found
+
+
 def is_exact(tensor: ScaledTensor, rule: OptimizerRule) -> bool:
-    """Tell whether one set of hyperparameters is exact for every part of a tensor."""
-    first, *others = (_numbers(multipliers(rule, c, m)) for c, m in tensor.parts)
-    return all(math.isclose(a, b, rel_tol=1e-12) for other in others for a, b in zip(first, other, strict=True))
+    """Tell whether one set of hyperparameters takes the planned step in every part of a tensor, without clipping."""
+    return not spreads(tensor, rule).keys() - {CLIP_WEIGHT}
 
 
-def _numbers(factors: Multipliers) -> tuple[float, ...]:
-    further = (value if isinstance(value, tuple) else (value,) for _, value in factors.further)
-    return factors.lr, factors.eps, factors.weight_decay, factors.clip, *(each for values in further for each in values)
+def _numbers(factors: Multipliers) -> dict[str, tuple[float, ...]]:
+    further = {key: value if isinstance(value, tuple) else (value,) for key, value in factors.further}
+    own = {"lr": factors.lr, "eps": factors.eps, "weight_decay": factors.weight_decay}
+    return {**{key: (value,) for key, value in own.items()}, **further, CLIP_WEIGHT: (factors.clip,)}

@@ -15,8 +15,8 @@ from mupscale_cli.architecture.wrappers import strip_wrappers
 from mupscale_cli.checkpoints.hub.reading import open_named
 from mupscale_cli.errors import CheckpointError, PlanError
 from mupscale_cli.optimizers.caveats import warn_inexact
-from mupscale_cli.optimizers.groups import CLIP_WEIGHT, group_by_multipliers, scale_settings
-from mupscale_cli.optimizers.multipliers import ScaledTensor, tensor_multipliers
+from mupscale_cli.optimizers.groups import group_by_multipliers, scale_settings
+from mupscale_cli.optimizers.multipliers import CLIP_WEIGHT, ScaledTensor, tensor_multipliers
 from mupscale_cli.optimizers.recorded import scaled_tensors
 from mupscale_cli.optimizers.rules.table import optimizer_rule
 from mupscale_cli.record.reading import adapter_growth, read_record

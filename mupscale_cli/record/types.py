@@ -289,6 +289,9 @@ class Training(TypedDict):
     ]
     start: Annotated[str, "State that both models started from."]
     frozen: Annotated[list[str], "Stacks of blocks that are deeper in the wide model, whose new blocks were frozen."]
+    inexact: NotRequired[
+        Annotated[list[str], "Parameters that were not compared: no single value of some setting fits all their parts."]
+    ]
 
 
 class Tensors(TypedDict):

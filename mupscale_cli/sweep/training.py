@@ -14,8 +14,8 @@ from mupscale_cli.architecture.wrappers import strip_wrappers
 from mupscale_cli.checkpoints.reading import Checkpoint, open_checkpoint
 from mupscale_cli.errors import SweepError
 from mupscale_cli.optimizers.finding import find_optimizer
-from mupscale_cli.optimizers.groups import CLIP_WEIGHT
 from mupscale_cli.optimizers.in_kind import open_state
+from mupscale_cli.optimizers.multipliers import CLIP_WEIGHT
 from mupscale_cli.optimizers.rules.table import OPTIMIZERS
 from mupscale_cli.optimizers.torch_groups import clip_grad_norm_, param_groups
 from mupscale_cli.sweep.data import Split, Tokens

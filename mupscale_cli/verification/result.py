@@ -191,6 +191,8 @@ class TrainingVerification:
         removed: what was removed from the wide weights before training, see `Plan.additions`.
         start: the optimizer state that both models started from, as a phrase.
         frozen: the stacks of blocks that are deeper in the wide model, whose new blocks were frozen.
+        inexact: wide parameters that were not compared, since no single value of some setting fits all of their parts.
+        caveats: what these need, as sentences.
     """
 
     steps: int
@@ -207,6 +209,8 @@ class TrainingVerification:
     removed: tuple[str, ...] = ()
     start: str = "a fresh start"
     frozen: tuple[str, ...] = ()
+    inexact: tuple[str, ...] = ()
+    caveats: tuple[str, ...] = ()
 
     @property
     def tolerance(self) -> float:
@@ -248,6 +252,7 @@ class TrainingVerification:
             "removed": list(self.removed),
             "start": self.start,
             "frozen": list(self.frozen),
+            "inexact": list(self.inexact),
         }
 
 

@@ -20,12 +20,14 @@ from torch.nn.modules.batchnorm import _BatchNorm
 
 from mupscale_cli.engine.events import SILENT, Events
 from mupscale_cli.errors import VerifyError
-from mupscale_cli.optimizers.identity import Kinds, identify_all
+from mupscale_cli.optimizers.caveats import inexact_parts
+from mupscale_cli.optimizers.identity import Kind, Kinds, identify_all
+from mupscale_cli.optimizers.multipliers import CLIP_WEIGHT, ScaledTensor, spreads
 from mupscale_cli.optimizers.tree import OptimizerTree
 from mupscale_cli.plan import Plan, TensorPlan
 from mupscale_cli.text import counted
 from mupscale_cli.verification.activations import name_in
-from mupscale_cli.verification.inputs.batch import Inputs
+from mupscale_cli.verification.inputs import Inputs
 from mupscale_cli.verification.optimizers import OptimizersOfModel, decayed_parameters, make_optimizers
 from mupscale_cli.verification.placement import free_unused
 from mupscale_cli.verification.planned import (
@@ -105,13 +107,14 @@ def verify_training(
             the planned weights, which are not rounded.
         plan: plan of the widening.
         loss: returns the loss of a model on the batch of a step, which is the same for all models.
-        steps: number of steps.
+        steps: number of steps. Only the first one is compared if some parameter has parts that no single value of a
+            setting fits, and then only the other parameters.
         state: state of the narrow optimizer. Default: AdamW without a state.
         wide_state: the carried state, which must be what the plan makes of `state`.
         events: receive the progress.
 
     Raises:
-        CannotVerify: the steps move some parameter no farther than rounding may.
+        CannotVerify: the steps move some parameter no farther than rounding may, or no parameter has exact settings.
         VerifyError: a model cannot be trained, or the plan does not match the weights.
     """
     state, wide_state = (tree and tree.renamed(plan.wrapping.plain) for tree in (state, wide_state))
@@ -129,6 +132,10 @@ def verify_training(
     factor, reason = rounding_factor(plan, torch.float64)
     trained = {name: found for name, found in tensors.items() if not found[0].is_new}
     start_narrow = _Start(groups, states, named)
+    inexact, caveats = _inexact(trained, start_narrow)
+    if trained.keys() <= inexact:
+        raise CannotVerify(f"no parameter has settings that fit all of its parts: {'; '.join(caveats)}")
+    steps = 1 if inexact else steps  # the first gradients are the planned ones, and further steps follow inexact ones
     events.phase("training narrow model", 2 * steps * count_weights(narrow, events.advance))
     expected = _train_narrow(narrow, start_narrow, trained, initial, loss, steps, factor)
     description = start_narrow.description
@@ -148,15 +155,16 @@ def verify_training(
         parameter.requires_grad_(parameter.requires_grad and not tensor.is_new)
     initial.clear()
     parameters = {name: parameter for name, parameter in parameters.items() if name in trained}
+    compared = {name: parameter for name, parameter in parameters.items() if name not in inexact}
     trainee = _trainee(wide, _Start(wide_groups, start.states, named))
     losses, first = [], None
     with everything_in(torch.float64):
         for step in range(steps):
             losses.append((expected.losses[step], _step(trainee, loss, step)))
             if step == 0:
-                first = _compare(expected.first, parameters)
+                first = _compare(expected.first, compared)
                 expected.first.clear()  # it takes as much memory as the narrow model
-    last = _compare(expected.last, parameters)
+    last = _compare(expected.last, compared)
     result = TrainingVerification(
         steps=steps,
         optimizer=description,
@@ -171,9 +179,11 @@ def verify_training(
         carried=wide_state is not None,
         start="carried state" if wide_state is not None else "a fresh start",
         frozen=tuple(plan.blocks),
+        inexact=tuple(sorted(inexact)),
+        caveats=caveats,
     )
     if result.agrees:
-        _refuse_standstill(expected.last, steps)
+        _refuse_standstill({name: expected.last[name] for name in compared}, steps)
     return result
 
 
@@ -199,6 +209,24 @@ def _decays(narrow: nn.Module, tensors: Iterable[tuple[TensorPlan, str]]) -> dic
     """
     scaled = {source for tensor, source in tensors if tensor.offset and any(c != 1 for c, _ in tensor.parts)}
     return {name: is_decayed and name not in scaled for name, is_decayed in decayed_parameters(narrow).items()}
+
+
+def _inexact(tensors: Mapping[str, tuple[TensorPlan, str]], start: _Start) -> tuple[set[str], tuple[str, ...]]:
+    """Return the wide parameters whose parts no single value of a setting fits, and what there is to say about them."""
+    by_rule: dict[str, tuple[Kind, Mapping[str, Any], list[ScaledTensor]]] = {}
+    for (settings, names), kind in zip(start.groups, start.kinds.groups, strict=True):
+        members = set(names)
+        _, _, found = by_rule.setdefault(kind.rule.name, (kind, settings, []))
+        scaled = [ScaledTensor.of(tensor, name) for name, (tensor, source) in tensors.items() if source in members]
+        for tensor in scaled:
+            if len(tensor.parts) > 1 and spreads(tensor, kind.rule, kind.decoupled, settings).keys() - {CLIP_WEIGHT}:
+                found.append(tensor)
+    texts = [
+        text
+        for kind, settings, found in by_rule.values()
+        for text in inexact_parts(kind.rule, found, kind.decoupled, settings)
+    ]
+    return {tensor.name for _, _, found in by_rule.values() for tensor in found}, tuple(texts)
 
 
 def _wide_parameters(wide: nn.Module, planned_names: Iterable[str]) -> dict[str, nn.Parameter]:

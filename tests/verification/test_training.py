@@ -16,7 +16,7 @@ from mupscale_cli.optimizers.rules.table import OPTIMIZERS as RULES
 from mupscale_cli.tasks.planning import identity_plan, plan_widening
 from mupscale_cli.tasks.verify import verify
 from mupscale_cli.tasks.widen import widen
-from mupscale_cli.verification.inputs.batch import Inputs
+from mupscale_cli.verification.inputs import Inputs
 from mupscale_cli.verification.optimizers import decayed_parameters
 from mupscale_cli.verification.options import VerifyOptions
 from mupscale_cli.verification.result import CannotVerify
@@ -139,10 +139,19 @@ def test_copied_experts_train_alike(case, tmp_path):
 
 
 @pytest.mark.parametrize("case", ["FocalNet", pytest.param("MobileViT2-classifier", marks=pytest.mark.slow)])
-def test_only_eps_is_inexact_for_rows_that_stay_beside_rows_that_grow(case, tmp_path):
-    """Of one projection; Lion, which has no eps, takes the same steps, and AdamW does not."""
+def test_only_eps_is_inexact_for_rows_that_stay_beside_rows_that_grow(case, tmp_path, monkeypatch):
+    """Of one projection. Lion has no eps and takes the same steps; AdamW takes those of the other parameters."""
     check(train(tmp_path / "lion", case, "lion", 3))
-    assert not train(tmp_path / "adamw", case, "adamw", 3).agrees
+    training = train(tmp_path / "adamw", case, "adamw", 3)
+    assert training.agrees, training
+    assert training.steps == 1
+    assert training.inexact
+    assert all("projection_in" in name or "qkv_proj" in name for name in training.inexact)
+    (text,) = training.caveats
+    assert "separate values of eps up to 3 times as large" in text
+    assert "Learning rates are exact" in text
+    monkeypatch.setattr("mupscale_cli.verification.training._inexact", lambda *_: (set(), ()))
+    assert not train(tmp_path / "compared", case, "adamw", 3).agrees
 
 
 @pytest.mark.slow

@@ -14,9 +14,9 @@ import yaml
 
 from mupscale_cli.checkpoints.layouts.table import LAYOUTS
 from mupscale_cli.errors import PlanError
-from mupscale_cli.optimizers.groups import CLIP_WEIGHT, LR_FACTOR, scale_settings
+from mupscale_cli.optimizers.groups import LR_FACTOR, scale_settings
 from mupscale_cli.optimizers.hyperparameters import Group, Hyperparameters
-from mupscale_cli.optimizers.multipliers import ScaledTensor
+from mupscale_cli.optimizers.multipliers import CLIP_WEIGHT, ScaledTensor
 from mupscale_cli.optimizers.recorded import scaled_tensors
 from mupscale_cli.optimizers.rules.table import OPTIMIZERS
 from mupscale_cli.optimizers.trainers.writers import WRITERS, Writer

@@ -13,8 +13,9 @@ from torch import nn
 from mupscale_cli.architecture.wrappers import strip_wrappers
 from mupscale_cli.errors import CheckpointError, PlanError
 from mupscale_cli.optimizers.caveats import warn_inexact
-from mupscale_cli.optimizers.groups import CLIP_WEIGHT, widen_groups
+from mupscale_cli.optimizers.groups import widen_groups
 from mupscale_cli.optimizers.identity import identify_all, named_after
+from mupscale_cli.optimizers.multipliers import CLIP_WEIGHT
 from mupscale_cli.optimizers.rules.rule import OptimizerRule
 from mupscale_cli.optimizers.scheduler import regroup_scheduler
 from mupscale_cli.optimizers.torch_groups import scaled_parameters

@@ -1,1 +1,0 @@
-"""Random inputs for models: texts, images, sounds, and what libraries and users take."""
