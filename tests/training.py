@@ -17,7 +17,7 @@ from helpers import build
 from mupscale_cli.optimizers.exact.matrices import ExactMuon
 from mupscale_cli.optimizers.exact.plain import Lion
 from mupscale_cli.optimizers.rules.table import OPTIMIZERS as RULES
-from mupscale_cli.verification.inputs import reference_inputs
+from mupscale_cli.verification.inputs.libraries import reference_inputs
 from mupscale_cli.verification.optimizers import optimizer_class
 from mupscale_cli.verification.precision import everything_in
 

@@ -347,6 +347,11 @@ def _product(text: Text, axis: Callable[[Text], Text]) -> Text:
     return _renamed(text, " * ".join(axis(_renamed(text, factor)).value for factor in factors))
 
 
+def patterns_as_part(document: Entries, part: Part) -> tuple[Text, ...]:
+    """Return the patterns of a recipe's rules as those of a part, with the recipe's own names of axes."""
+    return tuple(_pattern(key, part, str) for key, _ in _entries(document.get("tensors")))
+
+
 def _pattern(text: Text, part: Part, rename: Callable[[str], str]) -> Text:
     pattern = text.parse(parse_pattern)
     axis_names = [

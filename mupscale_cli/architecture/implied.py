@@ -8,7 +8,7 @@ from typing import Any
 
 from mupscale_cli.architecture.expressions import parse_expression
 from mupscale_cli.architecture.layouts import parse_layout
-from mupscale_cli.architecture.patterns import parse_pattern
+from mupscale_cli.architecture.patterns import Pattern, parse_pattern
 from mupscale_cli.architecture.types import Choice, Recipe, TensorRule
 
 # Heads for sequences, tokens and answers in transformers, and for rewards and values (trl: `v_head.summary`).
@@ -32,6 +32,12 @@ _SCALED_BY_CONFIG = 'tie == "config"'  # such a factor applies to logits only
 
 # Stored by old versions of transformers; later ones compute them.
 _BUFFERS = ("**.rotary_emb.inv_freq", "**.position_ids", "**.masked_bias")
+
+
+def implied_patterns() -> tuple[Pattern, ...]:
+    """Return the patterns of the rules that a recipe may have in addition to its own."""
+    heads = ",".join(HEADS)
+    return tuple(parse_pattern(text) for text in (f"{{{heads}}}.weight", f"{{{heads}}}.bias", *_BUFFERS))
 
 
 def implied_rules(recipe: Recipe) -> Iterator[TensorRule]:

@@ -18,7 +18,8 @@ from typing import Any
 from mupscale_cli.architecture import composite
 from mupscale_cli.architecture.document import MAX_BYTES, Entries, Node, Text, parse_document
 from mupscale_cli.architecture.expressions import Expression, evaluate, look_up
-from mupscale_cli.architecture.parsing import parse_match, parse_recipe
+from mupscale_cli.architecture.parsing import parse_match, parse_prefixes, parse_recipe
+from mupscale_cli.architecture.patterns import Pattern, parse_pattern
 from mupscale_cli.architecture.syntax import LanguageError
 from mupscale_cli.architecture.types import Recipe
 from mupscale_cli.errors import RecipeError
@@ -32,6 +33,7 @@ BUILT_IN = _PACKAGED if _PACKAGED.is_dir() else _CHECKOUT
 
 _SECTION = re.compile(r"^(\w+):.*\n(?:[ \t#].*\n|\n)*", re.MULTILINE)  # a section ends at the next key without indent
 _HEADING = ("about", "match", "extends", "parts", "axes")
+_NAMING = ("extends", "parts", "prefix", "tensors")
 _OF_WORDS = (
     "axes",
     "depth",
@@ -48,6 +50,16 @@ class Heading:
     about: str
     keys: Mapping[str, tuple[str, ...]]
     axis_names: tuple[str, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class _Match:
+    """What a built-in recipe is chosen by; see the fields of `Recipe`."""
+
+    recipe: str
+    keys: Mapping[str, tuple[str, ...]]
+    condition: Expression | None
+    tensor_patterns: tuple[Pattern, ...]
 
 
 def recipe_files() -> tuple[Path, ...]:
@@ -118,9 +130,10 @@ def recipe_for(config: Mapping[str, Any]) -> str | None:
     A recipe with a condition precedes one without, and longer values precede shorter ones with wildcards.
     """
     fitting = [
-        (condition is None, -length, name)
-        for keys, condition, name in _match_sections()
-        if (length := _matched_length(keys, config)) and (condition is None or _holds(condition, config))
+        (match.condition is None, -length, match.recipe)
+        for match in _match_sections()
+        if (length := _matched_length(match.keys, config))
+        and (match.condition is None or _holds(match.condition, config))
     ]
     return min(fitting)[-1] if fitting else None
 
@@ -149,15 +162,40 @@ def _holds(condition: Expression, config: Mapping[str, Any]) -> bool:
         return False
 
 
+def read_patterns(path: Path, config: Mapping[str, Any] | None = None) -> tuple[Pattern, ...]:
+    """Read the patterns of a recipe's rules for tensors, without their layouts, which take most of the time of loading.
+
+    Args:
+        path: the recipe's file.
+        config: as for `load_recipe`.
+
+    Raises:
+        RecipeError: the recipe is invalid.
+    """
+    document, _ = _read(path, (), _NAMING)
+    tensors = document.get("tensors")
+    texts = [key for key, _ in tensors] if isinstance(tensors, Entries) else []
+    for part, (name, _) in zip(composite.read_parts(document), _choose_parts(document, config), strict=True):
+        inner, _ = _read_part(path, part, name, _NAMING)
+        texts += composite.patterns_as_part(inner, part)
+    words = parse_prefixes(document.get("prefix"))[0]
+    return tuple(text.parse(lambda value: parse_pattern(value, words)) for text in texts)
+
+
 def _load_file(path: Path, config: Mapping[str, Any] | None = None) -> Recipe:
     document, digest = _read(path, ())
+    return _load_parts(path, digest, _choose_parts(document, config))
+
+
+def _choose_parts(document: Entries, config: Mapping[str, Any] | None) -> tuple[tuple[str, str], ...]:
+    """Return for each part of a recipe the name of its recipe and its section of the config."""
     chosen = []
     for part in composite.read_parts(document):
         section = composite.find_section(part, config or {})
         part_config = (config or {}).get(section) if section else None
         name = recipe_for(part_config) if isinstance(part_config, Mapping) else None
         chosen.append((name or part.recipe.value, section))
-    return _load_parts(path, digest, tuple(chosen))
+    return tuple(chosen)
 
 
 @lru_cache(maxsize=256)
@@ -184,16 +222,21 @@ def _join_parts(
     document, _ = _read(path, (), only)
     groups, documents = {}, []
     for part, (name, section) in zip(composite.read_parts(document), chosen, strict=True):
-        file = _find_file(path.parent, name)
-        if file is None:
-            raise part.recipe.error(f"unknown recipe `{name}`")
-        inner, inner_digest = _read(file, (path,), only)
+        inner, inner_digest = _read_part(path, part, name, only)
         renamed, groups[part.name] = composite.rename_as_part(inner, part, section, document)
         documents.append(renamed)
         digest = hashlib.sha256((digest + inner_digest).encode()).hexdigest()
     if documents:
         document = composite.join_parts(documents, document, _merge)
     return document, digest, groups
+
+
+def _read_part(path: Path, part: composite.Part, name: str, only: tuple[str, ...]) -> tuple[Entries, str]:
+    """Read the recipe of a part by name."""
+    file = _find_file(path.parent, name)
+    if file is None:
+        raise part.recipe.error(f"unknown recipe `{name}`")
+    return _read(file, (path,), only)
 
 
 def _find_file(folder: Path, name: str) -> Path | None:
@@ -240,7 +283,7 @@ def _cut(text: str, only: tuple[str, ...]) -> str:
     return "".join(section[0] for section in _SECTION.finditer(text) if section[1] in only)
 
 
-@lru_cache(maxsize=512)
+@lru_cache(maxsize=2048)
 def _parsed(text: str, name: str) -> Entries:
     """Parse the text of a file; recipes share parents and parts."""
     return _strip_version(parse_document(text, name))
@@ -318,28 +361,34 @@ def _is_null(node: Node) -> bool:
 
 
 @cache
-def _match_sections() -> tuple[tuple[dict[str, tuple[str, ...]], Expression | None, str], ...]:
-    """Return the keys, the condition and the name of every built-in recipe."""
+def _match_sections() -> tuple[_Match, ...]:
+    """Return the sections `match` of all built-in recipes that have one."""
     sections = []
     for file in recipe_files():
         if section := _cut(file.read_text(encoding="utf-8"), ("match",)):
-            keys, condition, _ = parse_match(parse_document(section, _display_name(file)).get("match"))
-            sections.append((keys, condition, file.stem))
+            parsed = parse_match(parse_document(section, _display_name(file)).get("match"))
+            sections.append(_Match(file.stem, *parsed))
     return tuple(sections)
+
+
+@cache
+def identifying_recipes() -> tuple[str, ...]:
+    """Return the names of the built-in recipes that the names of tensors identify without a config."""
+    return tuple(match.recipe for match in _match_sections() if match.tensor_patterns)
 
 
 @cache
 def matched_values(key: str = "model_type") -> dict[str, list[str]]:
     """Map each value of a config key, or wildcard for it, to its built-in recipes."""
     by_value: dict[str, list[str]] = {}
-    for keys, _, name in _match_sections():
-        for value in keys.get(key, ()):
-            by_value.setdefault(value, []).append(name)
+    for match in _match_sections():
+        for value in match.keys.get(key, ()):
+            by_value.setdefault(value, []).append(match.recipe)
     return by_value
 
 
 @cache
 def matched_keys() -> tuple[str, ...]:
     """Return the config keys by which built-in recipes are chosen, the most common one first."""
-    counts = Counter(key for keys, _, _ in _match_sections() for key in keys)
+    counts = Counter(key for match in _match_sections() for key in match.keys)
     return tuple(key for key, _ in counts.most_common())

@@ -86,7 +86,7 @@ def parse_recipe(name: str, file: str, digest: str, document: Entries, groups: d
         if required not in sections:
             raise RecipeError(f"{file}: the section `{required}` is missing")
     keys, condition, tensor_patterns = parse_match(sections.get("match"))
-    prefixes = _prefixes(sections.get("prefix"))
+    prefixes = parse_prefixes(sections.get("prefix"))
     defaults = _entries(sections.get("defaults"))
     recipe = Recipe(
         name=name,
@@ -132,7 +132,7 @@ def parse_match(node: Node | None) -> tuple[dict[str, tuple[str, ...]], Expressi
     return keys, when, tuple(text.parse(parse_pattern) for text in patterns)
 
 
-def _prefixes(node: Node | None) -> tuple[dict[str, str], ...]:
+def parse_prefixes(node: Node | None) -> tuple[dict[str, str], ...]:
     """Parse `[a., b.]`, the values of the word `prefix`, or a list of mappings that each set several words together.
 
     A composite that is saved without a head has the same names without the `model.` in front of them.

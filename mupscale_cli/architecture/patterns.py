@@ -6,6 +6,7 @@ import itertools
 import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import Union
 
 from mupscale_cli.architecture.syntax import LanguageError
@@ -15,6 +16,7 @@ _NAME = r"[A-Za-z_][A-Za-z0-9_]*(?:\.[A-Za-z_][A-Za-z0-9_]*)*"
 _NAME_LENGTH = 100  # characters of a typical name
 _NUMBER_LENGTH = 9  # most digits of a number in a name
 _MAX_READINGS = _NAME_LENGTH**2
+_MAX_ENDINGS = 64  # of one pattern
 _AXIS_IN_NAME = re.compile(rf"/?(?:{_NAME}|\({_NAME}(?: +{_NAME})+\))\Z")
 
 
@@ -48,11 +50,13 @@ class Pattern:
         text: the pattern as written, without a `?` at the end.
         parts: literals, wildcards, `first`, `last`, prefixes, alternatives and axes, in order.
         optional: whether a checkpoint without a matching tensor is valid (`?` at the end).
+        endings: every matching name ends with one of these texts.
     """
 
     text: str
     parts: tuple[Part, ...]
     optional: bool
+    endings: tuple[str, ...]
 
     @property
     def axes(self) -> tuple[NameAxis, ...]:
@@ -63,19 +67,17 @@ class Pattern:
         """The number of `*`, with `**` counting as 100: of two patterns that match a name, the one with fewer wins."""
         return sum(part is STAR for part in self.parts) + sum(100 for part in self.parts if part is REST)
 
-    @property
-    def ending(self) -> str:
-        """The text that every matching name ends with."""
-        last = self.parts[-1]
-        return last if isinstance(last, str) else ""
-
     def may_match(self, name: str) -> bool:
         """Tell whether a name ends like the pattern."""
-        return name.endswith(self.ending)
+        return name.endswith(self.endings)
+
+    def may_match_end(self, tail: str) -> bool:
+        """Tell whether the end of a name, with or without more before it, may be that of a matching one."""
+        return tail.endswith(self.endings) or any(ending.endswith(tail) for ending in self.endings)
 
     def regex(self, prefixes: Mapping[str, str]) -> re.Pattern[str]:
         """Compile a regular expression with groups `first`, `last` and one per axis, and unnamed ones for wildcards."""
-        return re.compile("".join(_part_regex(part, prefixes) for part in self.parts))
+        return _compiled("".join(_part_regex(part, prefixes) for part in self.parts))
 
 
 @dataclass(frozen=True, slots=True)
@@ -118,10 +120,16 @@ def parse_pattern(text: str, prefixes: Iterable[str] = ("prefix",)) -> Pattern:
     Raises:
         LanguageError: the text is not a pattern.
     """
+    return _parsed(text, frozenset(prefixes))
+
+
+@lru_cache(maxsize=8192)
+def _parsed(text: str, prefixes: frozenset[str]) -> Pattern:
+    """Parse a pattern; recipes share most of theirs with those that they extend and with their parts."""
     body = text.removesuffix("?")
     if not body:
         raise LanguageError("an empty pattern matches nothing", (0, 1))
-    parts = tuple(_pattern_part(match, frozenset(prefixes)) for match in _PATTERN_PART.finditer(body))
+    parts = tuple(_pattern_part(match, prefixes) for match in _PATTERN_PART.finditer(body))
     for word in (FIRST, LAST):
         if sum(part is word for part in parts) > 1:
             raise LanguageError(f"`{{{word.word}}}` appears twice in the pattern", (0, len(body)))
@@ -134,7 +142,24 @@ def parse_pattern(text: str, prefixes: Iterable[str] = ("prefix",)) -> Pattern:
             (0, len(body)),
             "use at most one `*` between two dots, at most two `**` and only a few choices",
         )
-    return Pattern(body, parts, optional=text.endswith("?"))
+    return Pattern(body, parts, text.endswith("?"), _endings(parts))
+
+
+def _endings(parts: Sequence[Part]) -> tuple[str, ...]:
+    """Return the texts that the literals and choices at the end of a pattern amount to."""
+    endings: tuple[str, ...] = ("",)
+    for part in reversed(parts):
+        texts = part.texts if isinstance(part, Alternatives) else (part,) if isinstance(part, str) else ()
+        if not 0 < len(texts) * len(endings) <= _MAX_ENDINGS:
+            break
+        endings = tuple(text + ending for text in texts for ending in endings)
+    return endings
+
+
+@lru_cache(maxsize=4096)
+def _compiled(regex: str) -> re.Pattern[str]:
+    """Compile a regular expression; `re` itself remembers 512, fewer than a composite recipe may have."""
+    return re.compile(regex)
 
 
 def _num_readings(parts: Sequence[Part]) -> int:

@@ -22,8 +22,9 @@ from mupscale_cli.errors import VerifyError
 from mupscale_cli.infer.placement import Placement, find_placement, numbered
 from mupscale_cli.infer.tiny import Task, model_class, randomize, use_eager, without_initialization
 from mupscale_cli.infer.tiny_configs import config_class, is_part
-from mupscale_cli.verification.inputs import reference_inputs, user_inputs
-from mupscale_cli.verification.outputs import output_tensor
+from mupscale_cli.verification.inputs.libraries import reference_inputs
+from mupscale_cli.verification.inputs.user import user_inputs
+from mupscale_cli.verification.outputs import named_outputs
 from mupscale_cli.verification.precision import everything_in
 
 Config = dict[str, Any]
@@ -60,8 +61,8 @@ class Architecture(ABC):
         """Return the config that `build` takes, from the content of the config's file."""
 
     @abstractmethod
-    def run(self, model: nn.Module) -> Tensor:
-        """Run the model on inputs that depend only on the architecture, and return its output."""
+    def run(self, model: nn.Module) -> dict[str, Tensor]:
+        """Run the model on inputs that depend only on the architecture, and return all its outputs by name."""
 
     def fill(self, config: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> nn.Module:
         """Return a model of the config with these tensors from disk. The next call for this config overwrites it."""
@@ -223,10 +224,10 @@ class TransformersArchitecture(Architecture):
     def settings(self, stored: Mapping[str, Any]) -> Config:
         return flat_parts({key: _without_tags(value) for key, value in stored.items()})
 
-    def run(self, model: nn.Module) -> Tensor:
+    def run(self, model: nn.Module) -> dict[str, Tensor]:
         inputs = reference_inputs(model, torch.Generator().manual_seed(0))
         with everything_in(torch.float64), torch.no_grad():
-            return output_tensor(model(**inputs.keywords))
+            return named_outputs(model(**inputs.keywords))
 
 
 @dataclass(frozen=True)
@@ -292,11 +293,11 @@ class UserArchitecture(Architecture):
     def settings(self, stored: Mapping[str, Any]) -> Config:
         return dict(stored)
 
-    def run(self, model: nn.Module) -> Tensor:
+    def run(self, model: nn.Module) -> dict[str, Tensor]:
         generator = torch.Generator().manual_seed(0)
         with everything_in(torch.float64), torch.no_grad():
             inputs = user_inputs(self.module, self.config, None, generator, model)
-            return output_tensor(model(*inputs.arguments, **inputs.keywords))
+            return named_outputs(model(*inputs.arguments, **inputs.keywords))
 
 
 @dataclass
@@ -324,10 +325,10 @@ class LibraryArchitecture(Architecture):
     def settings(self, stored: Mapping[str, Any]) -> Config:
         return flat_config(stored)
 
-    def run(self, model: nn.Module) -> Tensor:
+    def run(self, model: nn.Module) -> dict[str, Tensor]:
         inputs = reference_inputs(model, torch.Generator().manual_seed(0), self.library)
         with everything_in(torch.float64), torch.no_grad():
-            return output_tensor(model(*inputs.arguments, **inputs.keywords))
+            return named_outputs(model(*inputs.arguments, **inputs.keywords))
 
 
 def shared_names(model: nn.Module) -> dict[str, str]:

@@ -20,6 +20,7 @@ from mupscale_cli.architecture.loading import read_draft
 from mupscale_cli.architecture.types import Recipe
 from mupscale_cli.checkpoints.lock import release, try_lock
 from mupscale_cli.errors import MupscaleError
+from mupscale_cli.infer.tiny_configs import is_small_constant
 
 CACHE = "MUPSCALE_CACHE"
 _UNRELATED = frozenset({"_name_or_path", "transformers_version", "dtype", "torch_dtype"})  # to the architecture
@@ -83,7 +84,12 @@ def _flags(config: Mapping[str, Any]) -> dict[str, Any]:
     return {
         key: _flags(value) if isinstance(value, Mapping) else value
         for key, value in config.items()
-        if key not in _UNRELATED and (isinstance(value, (bool, str, float, list, Mapping)) or value in (0, 1, None))
+        if key not in _UNRELATED
+        and (
+            isinstance(value, (bool, str, float, list, Mapping))
+            or value in (0, 1, None)
+            or is_small_constant(key, value)
+        )
     }
 
 

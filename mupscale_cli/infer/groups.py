@@ -14,7 +14,7 @@ from mupscale_cli.infer.axes import Axes
 from mupscale_cli.infer.errors import InferError
 from mupscale_cli.infer.forms import possible_forms
 from mupscale_cli.infer.layouts import Dimension, Group
-from mupscale_cli.infer.shapes import DoubledShapes, Polynomial, fit_polynomial
+from mupscale_cli.infer.shapes import DoubledShapes, Monomial, Polynomial, fit_polynomial
 from mupscale_cli.infer.vocabulary import INNER, INNER_ALONE, INNER_NORM, OUTER, module_of
 from mupscale_cli.text import NUMBER_IN_NAME, starred
 
@@ -126,6 +126,8 @@ def _polynomial(doubled: DoubledShapes, axes: Axes, name: str, dim: int, moving:
     try:
         return fit_polynomial(lambda some: doubled.shapes(some)[name][dim], moving, axes.independent_sizes)
     except ValueError as error:
+        if moving <= axes.still.keys():
+            return (Monomial((), doubled.shapes()[name][dim]),)
         raise InferError(
             f"dimension {dim} of `{name}` is not a sum of products of {sorted(moving)}: {error}",
             axes=frozenset(moving),

@@ -33,7 +33,7 @@ from mupscale_cli.infer.proof import header, prove
 from mupscale_cli.infer.search import DEFAULT_BUDGET, Budget, Note
 from mupscale_cli.infer.solving import solve, solve_other_tie, with_derived_sizes
 from mupscale_cli.infer.stages import infer_stages
-from mupscale_cli.infer.tiny import Task, task_of, tiny_model
+from mupscale_cli.infer.tiny import Task, model_class, task_of, tiny_model
 from mupscale_cli.infer.tiny_configs import config_class
 from mupscale_cli.infer.vocabulary import ABOUT
 from mupscale_cli.infer.write import recipe_text
@@ -156,7 +156,7 @@ def infer(
         name, pattern = f"{model_type} ({head})", _head_pattern(head)
         return _infer(architecture, name, {"model_type": (model_type,)}, defaults, pattern, version, budget, note)
     except (InferError, TinyError) as error:
-        if task != "image-classification":
+        if getattr(model_class(model_type, task), "main_input_name", "") != "pixel_values":
             raise
         note(f"{error.message}; trying to widen all stages together")
     with one_thread():
@@ -286,7 +286,7 @@ def _infer(
         variants.get(False),
         head,
         shared_names(architecture.reusable(architecture.config)) if not head else {},
-    ).with_fixed({axis: first.reason(axis) for axis in first.result.unsolved})
+    ).with_fixed(first.runner.axes.still | {axis: first.reason(axis) for axis in first.result.unsolved})
     draft, errors = prove(draft, solutions, note)
     draft, grown = with_words(draft, solutions, note)
     errors |= grown

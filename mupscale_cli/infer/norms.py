@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from mupscale_cli.infer.architecture import Architecture
 from mupscale_cli.infer.layouts import Group
+from mupscale_cli.infer.vocabulary import module_of
 from mupscale_cli.infer.words import Norm
 from mupscale_cli.verification.precision import everything_in
 
@@ -87,7 +88,7 @@ def _agree(expected: Tensor, actual: Tensor) -> bool:
 
 
 def _followed(architecture: Architecture, model: nn.Module, norms: set[str]) -> dict[str, str]:
-    """Return the layer whose output each norm takes as it is, by the last part of its name."""
+    """Return the module whose output each norm takes as it is, by the last part of its name on disk."""
     given: dict[str, Tensor] = {}
     followed: dict[str, str] = {}
     handles = []
@@ -101,7 +102,16 @@ def _followed(architecture: Architecture, model: nn.Module, norms: set[str]) -> 
     finally:
         for handle in handles:
             handle.remove()
-    return followed
+    stored = {name: each.flatten().sort().values for name, each in architecture.disk_tensors(model).items()}
+    return {norm: _module_on_disk(model, source, stored) for norm, source in followed.items()}
+
+
+def _module_on_disk(model: nn.Module, module: str, stored: Mapping[str, Tensor]) -> str:
+    """Return the name of a module on disk, without its parents, found by its values: loading may rename or split it."""
+    if f"{module}.weight" in stored:
+        return module_of(f"{module}.weight")
+    values = model.get_parameter(f"{module}.weight").detach().flatten()
+    return module_of(next((name for name, others in stored.items() if _contains(others, values)), f"{module}.weight"))
 
 
 def _keeping(name: str, given: dict[str, Tensor]) -> Callable[[nn.Module, object, object], None]:
@@ -120,7 +130,7 @@ def _comparing(
             values = inputs[0].detach().flatten()
             source = next((other for other, output in reversed(list(given.items())) if _contains(output, values)), None)
             if source is not None:
-                followed[name] = source.rpartition(".")[2]
+                followed[name] = source
 
     return compare
 

@@ -17,11 +17,11 @@ from mupscale_cli.checkpoints.reading import open_checkpoint
 from mupscale_cli.dtypes import TensorSpec, dtype_of
 from mupscale_cli.engine.streaming import expand_whole
 from mupscale_cli.infer.architecture import Architecture, random_model
+from mupscale_cli.infer.differences import TOLERANCE, outputs_error
 from mupscale_cli.infer.draft import Draft
 from mupscale_cli.infer.errors import InferError, first_line
 from mupscale_cli.infer.search import Note
 from mupscale_cli.infer.solving import Solution
-from mupscale_cli.infer.trials import TOLERANCE, output_error
 from mupscale_cli.infer.write import recipe_text
 from mupscale_cli.plan import Request, make_plan
 from mupscale_cli.plan.request import Amount
@@ -38,14 +38,14 @@ class ProofModel:
         tied: whether the readout shares the embedding's weight.
         config: the content of its config file.
         tensors: its tensors.
-        output: what it computes.
+        outputs: what it computes, by name.
     """
 
     architecture: Architecture
     tied: bool
     config: Mapping[str, Any]
     tensors: Mapping[str, Tensor]
-    output: Tensor
+    outputs: Mapping[str, Tensor]
 
     @classmethod
     def of(cls, architecture: Architecture, *, tied: bool = False) -> ProofModel:
@@ -65,12 +65,12 @@ class ProofModel:
             plan = make_plan(recipe, specs, self.config, Request(axes=factors), None)
             wide = {each.target.name: expand_whole(each, self.tensors[each.source.name]) for each in plan.tensors}
             config = architecture.settings(plan.config or {})
-            output = architecture.run(architecture.fill(config, wide))
+            outputs = architecture.run(architecture.fill(config, wide))
         except Exception as error:  # noqa: BLE001 (architectures raise anything)
             return first_line(error)
-        worst = output_error(self.output, output)
-        if worst is None:
-            return f"the output has the shape {tuple(output.shape)}, expected {tuple(self.output.shape)}"
+        worst = outputs_error(self.outputs, outputs)
+        if isinstance(worst, str):
+            return worst
         return worst if worst < TOLERANCE else f"the outputs differ by {worst:.1e}"
 
 

@@ -17,11 +17,11 @@ Note = Callable[[str], None]
 
 @dataclass(frozen=True, slots=True)
 class Budget:
-    """Limits of the search.
+    """Limits of the search, in computing time: a draft does not depend on what else a machine does.
 
     Attributes:
         trials: trials for each axis.
-        seconds: time for each axis.
+        seconds: seconds for each axis.
         total: seconds for all axes; afterwards each remaining axis gets one trial.
     """
 
@@ -71,7 +71,7 @@ class Search:
         """Solve one axis after another, try again those that failed, and then widen all solved axes together."""
         result = SearchResult(state)
         axes = sorted(self.axes, key=_difficulty)
-        self.deadline = time.monotonic() + self.budget.total
+        self.deadline = time.process_time() + self.budget.total
         for attempt in range(2):
             for axis in axes:
                 if axis.name not in result.solved and self.failed.get(axis.name) != result.state:
@@ -131,14 +131,14 @@ class Search:
         kind = kind_of(axis.name)
         is_hopeless = kind in ROTATED and self.runner.is_rotary
         trials = self.budget.trials // (20 if is_hopeless else 4 if kind in HEAD_SIZES else 1)
-        end, last = min(time.monotonic() + self.budget.seconds, self.deadline), self.runner.num_trials + trials
+        end, last = min(time.process_time() + self.budget.seconds, self.deadline), self.runner.num_trials + trials
         seen = {state}
         while not best.agrees:
             better: tuple[State, Outcome] | None = None
             for neighbor in self.moves.neighbors(state, axis, best):
                 if neighbor in seen:
                     continue
-                if time.monotonic() > end or self.runner.num_trials > last:
+                if time.process_time() > end or self.runner.num_trials > last:
                     return state, best
                 seen.add(neighbor)
                 outcome = self.runner.evaluate(neighbor, factors)

@@ -89,12 +89,15 @@ def solve(architecture: Architecture, budget: Budget, note: Note) -> Solution:
     model = random_model(architecture)
     axes, groups = _group_tensors(architecture, axes, model, note)
     runner = TrialRunner(architecture, axes, groups, model)
-    if not bool(torch.isfinite(runner.output).all()):
-        raise InferError(f"the random tiny `{architecture.name}` computes values that are not finite")
+    if any(bool(output.isnan().any()) for output in runner.outputs.values()):
+        raise InferError(f"the random tiny `{architecture.name}` computes values that are no numbers")
     runner = _without_unreached(runner, model, note)
     tied = is_tied(model)
     state = initial_state(runner.groups, tied, runner.last_norm, axes.candidates, architecture.config)
-    solution = Solution(runner, Search(runner, budget, note).run(state), tied)
+    for axis, reason in runner.axes.still.items():
+        note(f"axis {axis}: does not grow: {reason}")
+    moving = tuple(axis.name for axis in runner.axes.candidates if axis.name not in runner.axes.still)
+    solution = Solution(runner, Search(runner, budget, note, only=moving).run(state), tied)
     if not solution.result.solved:
         raise InferError(
             f"no axis of `{architecture.name}` can be widened exactly",
@@ -106,7 +109,10 @@ def solve(architecture: Architecture, budget: Budget, note: Note) -> Solution:
 def _group_tensors(
     architecture: Architecture, axes: Axes, model: torch.nn.Module, note: Note
 ) -> tuple[Axes, tuple[Group, ...]]:
-    """Group the tensors; give up axes under which sizes are not sums of products."""
+    """Group the tensors; give up axes under which sizes are not sums of products.
+
+    If some size is only a part of an axis, such as half of a head, the axis is laid out where it can be, but stays.
+    """
     order = list(architecture.disk_tensors(model))
     while True:
         try:
@@ -115,6 +121,9 @@ def _group_tensors(
             culprit = next((axis.name for axis in reversed(axes.candidates) if axis.name in error.axes), None)
             if culprit is None:
                 raise
+            if culprit not in axes.still:
+                axes = replace(axes, still={**axes.still, culprit: error.message})
+                continue
             # Axes that the config ties to the residual stream are given up together.
             alias = next((alias for alias, product in axes.aliases.items() if culprit in product), None)
             dropped = {culprit, *(axes.aliases[alias] if alias else ())}
@@ -128,6 +137,7 @@ def _group_tensors(
                 candidates=remaining,
                 aliases={name: product for name, product in axes.aliases.items() if name != alias},
                 given_up={**axes.given_up, **given_up},
+                still={name: reason for name, reason in axes.still.items() if name not in dropped},
             )
 
 

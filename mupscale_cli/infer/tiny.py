@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import copy
-import re
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -15,7 +14,7 @@ from torch import nn
 
 from mupscale_cli.infer.errors import TinyError, first_line
 from mupscale_cli.infer.tiny_configs import config_class, tiny_configs
-from mupscale_cli.verification.inputs import reference_inputs
+from mupscale_cli.verification.inputs.libraries import reference_inputs
 from mupscale_cli.verification.precision import everything_in
 from mupscale_cli.verification.transformers import import_transformers
 
@@ -32,7 +31,6 @@ _BY_HAND = (
     "checkpoint of your own: `mupscale recipes check FILE CKPT`"
 )
 _MAX_PARAMETERS = 50_000_000
-_MAPPING = re.compile(r"MODEL_(FOR_)?(.*)_MAPPING_NAMES")
 
 
 @dataclass(frozen=True)
@@ -85,24 +83,31 @@ def task_of(model_type: str, architectures: object = None) -> Task:
     for task in available:
         if named == model_class(model_type, task).__name__:
             return task
-    if isinstance(named, str) and getattr(getattr(transformers, named, None), "config_class", None) is config:
-        return named
+    others = _classes_of(model_type)
+    for name in (named, *(() if available else others)):
+        if isinstance(name, str) and getattr(getattr(transformers, name, None), "config_class", None) is config:
+            return name
     if not available:
         raise TinyError(
-            f"`{model_type}` is a model for {', '.join(_tasks_of(model_type))}; drafts are made for {', '.join(TASKS)}",
+            f"transformers has no class that builds `{model_type}` from its config alone",
             hint="write a recipe (`mupscale help language`), and name a function that builds the model for its proof: "
             "`mupscale recipes infer FILE:FUNCTION`",
         )
     return available[0]
 
 
-def _tasks_of(model_type: str) -> list[str]:
-    """Return the tasks that transformers has a class of a model type for, as its mappings name them."""
+def _classes_of(model_type: str) -> list[str]:
+    """Return the classes of a model type for all tasks that the mappings of transformers have it for, by task."""
     from transformers.models.auto import modeling_auto
 
-    mappings = {name: found for name, found in vars(modeling_auto).items() if _MAPPING.fullmatch(name)}
-    tasks = [_MAPPING.sub(r"\2", name) for name, found in mappings.items() if model_type in found]
-    return sorted(task.lower().replace("_", "-") for task in tasks) or ["no task of its own"]
+    found = [
+        names[model_type] for key, names in vars(modeling_auto).items() if _is_mapping(key) and model_type in names
+    ]
+    return [name for names in found for name in ((names,) if isinstance(names, str) else names)]
+
+
+def _is_mapping(name: str) -> bool:
+    return name.startswith("MODEL_") and name.endswith("MAPPING_NAMES")
 
 
 def use_eager(config: Any) -> None:

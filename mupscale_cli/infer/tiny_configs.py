@@ -159,7 +159,7 @@ def _own_settings(defaults: Mapping[str, Any], flags: Mapping[str, Any]) -> Iter
     """Yield settings for the keys of a tiny config that are not parts."""
     known = {key: value for key, value in flags.items() if key in defaults and not is_part(value)}
     config = {**defaults, **known}
-    kept_flags = {key: value for key, value in known.items() if _is_flag(value)}
+    kept_flags = {key: value for key, value in known.items() if _is_flag(value) or is_small_constant(key, value)}
     sizes = {
         **kept_flags,
         **{key: size for key, size in tiny_sizes(config).items() if kept_flags.get(key) not in (0, 1)},
@@ -171,6 +171,11 @@ def _own_settings(defaults: Mapping[str, Any], flags: Mapping[str, Any]) -> Iter
     for structure in ({}, *_structures(config, sizes, num_layers)):
         for heads in head_settings:
             yield {**sizes, **heads, **structure}
+
+
+def is_small_constant(key: str, value: object) -> bool:
+    """Return whether a config's key has a small number that is no size, such as a stride: layouts may contain it."""
+    return type(value) is int and value <= _SMALL and not meaning(key).sizes and not TOKEN_IDS.match(key)
 
 
 def _is_flag(value: object) -> bool:
@@ -247,6 +252,8 @@ def _structures(config: Mapping[str, Any], sizes: Mapping[str, Any], num_layers:
         yield {"default_language": languages[0]}
     yield {"is_decoder": True}
     yield dict.fromkeys((key for key, size in sizes.items() if size == HIDDEN), 64)
+    yield {key: 2 * sizes[key] for key in sizes if key == "image_size"}  # for grids of patches that are pooled
+    yield {key: config[key] for key in sizes if "window" in key}  # which an encoder may count in pixels
     depths = {key: config[key] for key in sizes if meaning(key).counts == "layers" and type(config[key]) is int}
     lists = {key: value for key, value in config.items() if isinstance(value, list)}
     if depths and all(depth <= _MAX_LAYERS for depth in depths.values()):

@@ -17,6 +17,7 @@ from mupscale_cli.architecture.layouts import Layout, parse_layout
 from mupscale_cli.engine.expand import expand
 from mupscale_cli.infer.architecture import Architecture
 from mupscale_cli.infer.axes import Axes
+from mupscale_cli.infer.differences import TOLERANCE, outputs_error, relative_error
 from mupscale_cli.infer.errors import first_line
 from mupscale_cli.infer.groups import last_norm, split_last
 from mupscale_cli.infer.layouts import Choice, Group, layout_text
@@ -26,9 +27,7 @@ from mupscale_cli.plan.copies import Axis
 from mupscale_cli.plan.dims import map_dim, power_scale
 from mupscale_cli.text import NUMBER_IN_NAME
 
-TOLERANCE = 1e-9
 _MAX_CACHED_TENSORS = 4000
-_MATCHED_VALUES = 256  # of a unit, which tell it from the others
 
 
 @dataclass(frozen=True, slots=True)
@@ -119,7 +118,7 @@ class TrialRunner:
         self.tensors = architecture.disk_tensors(model)
         narrow = architecture.fill(architecture.config, self.tensors)
         with recorded(narrow) as self.narrow:
-            self.output = architecture.run(narrow)
+            self.outputs = architecture.run(narrow)
         self.last_norm = last_norm(groups, self.narrow.order)
         self.groups = split_last(groups, self.last_norm)
         names = (*self.narrow.order, *architecture.config)
@@ -136,23 +135,23 @@ class TrialRunner:
         try:
             model = self.architecture.fill(config, self._widen_tensors(state, all_factors))
             with recorded(model) as wide:
-                output = self.architecture.run(model)
+                outputs = self.architecture.run(model)
         except Exception as error:  # noqa: BLE001 (architectures raise anything)
             return Outcome(math.inf, -1, None, first_line(error))
-        return self._compare(output, wide, all_factors)
+        return self._compare(outputs, wide, all_factors)
 
     def unreached(self) -> dict[str, str]:
-        """Return the axes of matrices that the output does not depend on, each with the name of such a tensor.
+        """Return the axes of matrices that no output depends on, each with the name of such a tensor.
 
         Inputs without images, for example, do not show whether an image encoder computes the same as before.
         """
         found: dict[str, str] = {}
         for group in self.groups:
-            if not group.axes or len(group.dims) < 2:
-                continue
+            if sum(bool(dim.axes) for dim in group.dims) < 2:
+                continue  # the layout of a vector, such as a mask token, leaves nothing to be shown
             changed = {name: self.tensors[name] + 1 for name in group.names if self.tensors[name].is_floating_point()}
             model = self.architecture.fill(self.architecture.config, {**self.tensors, **changed})
-            if changed and torch.equal(self.architecture.run(model), self.output):
+            if changed and _are_equal(self.architecture.run(model), self.outputs):
                 found |= {axis: group.names[0] for axis in sorted(group.axes) if axis not in found}
         return found
 
@@ -195,7 +194,7 @@ class TrialRunner:
             for indices in itertools.product(*map(range, copies)):
                 yield copy_name(name, group.name_axes, copies, indices), target
 
-    def _compare(self, output: Tensor, wide: Recording, factors: Mapping[str, int]) -> Outcome:
+    def _compare(self, outputs: Mapping[str, Tensor], wide: Recording, factors: Mapping[str, int]) -> Outcome:
         sizes = self.axes.tiny_sizes
         streams = [(sizes[name], factors.get(name, 1)) for name in self.axes.names if kind_of(name) == "embed"]
         progress, first = 0, None
@@ -208,9 +207,9 @@ class TrialRunner:
                 first = name
                 break
             progress += 1
-        error = output_error(self.output, output)
-        if error is None:
-            return Outcome(math.inf, progress, first, f"the output has the shape {tuple(output.shape)}")
+        error = outputs_error(self.outputs, outputs)
+        if isinstance(error, str):
+            return Outcome(math.inf, progress, first, error)
         return Outcome(error, progress, first)
 
 
@@ -235,36 +234,8 @@ def copy_name(name: str, places: tuple[tuple[int, str], ...], copies: list[int],
     return NUMBER_IN_NAME.sub(number, name)
 
 
-def relative_error(expected: Tensor, actual: Tensor) -> float:
-    """Return the largest difference over the largest expected value, or infinity for values that are not finite."""
-    size = expected.abs().max().item() if expected.numel() else 0.0
-    error = (expected - actual).abs().max().item() if expected.numel() else 0.0
-    return error / size if size > 0 and math.isfinite(error / size) else (0.0 if error == 0 else math.inf)
-
-
-def output_error(expected: Tensor, actual: Tensor) -> float | None:
-    """Return the largest relative difference of outputs; one of their dimensions may hold copies of units.
-
-    A model without a head returns its widened units themselves, in an order that depends on the layouts. Each column
-    is compared with the unit that it is closest to, and each unit must have the same number of columns. With fresh
-    units among them, each unit is compared with its closest column.
-
-    Returns:
-        The difference; infinity if units have unequal numbers of columns; None if the shapes do not fit.
-    """
-    if expected.shape == actual.shape:
-        return relative_error(expected, actual)
-    wider = [dim for dim, (old, new) in enumerate(zip(expected.shape, actual.shape, strict=False)) if old != new]
-    if expected.dim() != actual.dim() or len(wider) != 1 or actual.shape[wider[0]] < expected.shape[wider[0]]:
-        return None
-    narrow, wide = (each.movedim(wider[0], 0).flatten(1) for each in (expected, actual))
-    some = slice(_MATCHED_VALUES)
-    if len(wide) % len(narrow):
-        return relative_error(narrow, wide[torch.cdist(narrow[:, some], wide[:, some], p=math.inf).argmin(1)])
-    units = torch.cdist(wide[:, some], narrow[:, some], p=math.inf).argmin(1)
-    if not bool((units.bincount(minlength=len(narrow)) == len(wide) // len(narrow)).all()):
-        return math.inf
-    return relative_error(narrow[units], wide)
+def _are_equal(outputs: Mapping[str, Tensor], others: Mapping[str, Tensor]) -> bool:
+    return all(torch.equal(value, others[name]) for name, value in outputs.items())
 
 
 def _expected_output(narrow: Tensor, wide: Tensor | None, streams: list[tuple[int, int]]) -> Tensor | None:

@@ -116,6 +116,7 @@ NO_UNITS = re.compile(
     r".*(vocab|position|layer(s|_types)?$|_ids?$|token|window|kernel|seed|length|seq|chunk|block|num_labels|patch|"
     r"image|channels|stride|depth|period|interval|offset|_step$|version|max_|_every|num_beams|num_return|rope_theta|"
     r"pretraining_tp|axial|num_buckets|distance|iter|n_ctx|_freq|conv|group_size|rotary|_layer_num|dense|"
+    r"pos_emb_(height|width|time)|"
     r"topk|top_k|per_tok|languages|type_vocab|num_hash|n_special|n_langs|local_size|nextn|mtp|_idx|index$|scale$).*"
 )
 # Keys whose lists are not the widths of stages.

@@ -25,7 +25,7 @@ from mupscale_cli.plan.tensors import name_prefixes
 from mupscale_cli.tasks.goal import goal_stem, read_goal
 from mupscale_cli.tasks.modules import with_modules
 from mupscale_cli.tasks.options import WidenOptions, called_with
-from mupscale_cli.tasks.recognition import fitting_recipes, stored_config
+from mupscale_cli.tasks.recognition import fitting_recipes, identified_recipe, stored_config
 from mupscale_cli.tasks.source import Source, find_source
 from mupscale_cli.text import count_text, listed, shown
 
@@ -64,12 +64,11 @@ def choose_recipe(checkpoint: Checkpoint, name: str | Path | Recipe | None = Non
         if drafted is None:
             raise _no_recipe(key, value, infer=infer)
         return drafted
-    fitting = fitting_recipes(checkpoint)
-    sufficient = [recipe for recipe in fitting if recipe.tensor_patterns]
-    if stored_config(checkpoint) is None and len(sufficient) == 1:
-        _log.info("recipe %s (the only one with rules for these tensor names)", sufficient[0].name)
-        return sufficient[0]
-    raise _unknown_recipe(checkpoint, fitting)
+    identified = identified_recipe(checkpoint)
+    if identified is not None:
+        _log.info("recipe %s (the only one with rules for these tensor names)", identified.name)
+        return identified
+    raise _unknown_recipe(checkpoint, fitting_recipes(checkpoint))
 
 
 def _draft(checkpoint: Checkpoint, model_type: str) -> Recipe | None:

@@ -11,10 +11,17 @@ from pathlib import Path
 from typing import Any
 
 from mupscale_cli.architecture.expressions import look_up
-from mupscale_cli.architecture.loading import load_recipe, matched_values, recipe_files
-from mupscale_cli.architecture.matching import match_rules
+from mupscale_cli.architecture.implied import implied_patterns
+from mupscale_cli.architecture.loading import (
+    identifying_recipes,
+    load_recipe,
+    matched_values,
+    read_patterns,
+    recipe_files,
+)
+from mupscale_cli.architecture.matching import match_rules, may_fit
 from mupscale_cli.architecture.types import Recipe
-from mupscale_cli.architecture.wrappers import find_wrapping
+from mupscale_cli.architecture.wrappers import find_wrapping, strip_wrappers
 from mupscale_cli.checkpoints.config import architecture_of
 from mupscale_cli.checkpoints.libraries import LIBRARIES
 from mupscale_cli.checkpoints.reading import Checkpoint
@@ -105,24 +112,46 @@ def stored_config(checkpoint: Checkpoint) -> dict[str, Any] | None:
     return None if config is None or config.keys() <= {key.split(".")[0] for key in checkpoint.settings} else config
 
 
+def identified_recipe(checkpoint: Checkpoint) -> Recipe | None:
+    """Return the only built-in recipe that the tensors of a checkpoint without a config identify, or None."""
+    if stored_config(checkpoint) is not None:
+        return None
+    recipes = [recipe for name in identifying_recipes() if (recipe := _fitting(name, checkpoint, None)) is not None]
+    return recipes[0] if len(recipes) == 1 else None
+
+
 def fitting_recipes(checkpoint: Checkpoint) -> tuple[Recipe, ...]:
-    """Return the built-in recipes whose rules fit a checkpoint's tensors and, if it has a config, their sizes."""
+    """Return the built-in recipes whose rules fit a checkpoint's tensors and, if it has a config, their sizes.
+
+    The most general one is the first. The ends of the names rule most recipes out before they are loaded.
+    """
     config = stored_config(checkpoint)
-    recipes = (load_recipe(file.stem, config) for file in recipe_files())
-    fitting = (recipe for recipe in recipes if _fits(recipe, checkpoint, config))
-    return tuple(sorted(fitting, key=lambda recipe: -len(recipe.model_types)))  # the most general one first
+    implied = implied_patterns()
+    names = [name for name in map(strip_wrappers, checkpoint.tensors) if not any(p.may_match(name) for p in implied)]
+    sifted = (file.stem for file in recipe_files() if _may_fit(file, names, config))
+    fitting = [recipe for name in sifted if (recipe := _fitting(name, checkpoint, config)) is not None]
+    return tuple(sorted(fitting, key=lambda recipe: -len(recipe.model_types)))
 
 
-def _fits(recipe: Recipe, checkpoint: Checkpoint, config: Mapping[str, Any] | None) -> bool:
-    if not (recipe.tensor_patterns or recipe.model_types):
-        return False
+def _may_fit(file: Path, names: Iterable[str], config: Mapping[str, Any] | None) -> bool:
     try:
+        return may_fit(read_patterns(file, config), names)
+    except MupscaleError:
+        return False  # a part that the config names does not go with this recipe
+
+
+def _fitting(name: str, checkpoint: Checkpoint, config: Mapping[str, Any] | None) -> Recipe | None:
+    """Return a built-in recipe if it fits a checkpoint."""
+    try:
+        recipe = load_recipe(name, config)
+        if not (recipe.tensor_patterns or recipe.model_types):
+            return None
         names = tuple(checkpoint.tensors)
         matches = match_rules(recipe, tuple(map(find_wrapping(recipe, names).plain, names)))
         if all(match.rule.pattern.text == "**" for match in matches.values()):
-            return False  # a rule for any name tells nothing
+            return None  # a rule for any name tells nothing
         if config is not None:
             make_plan(recipe, checkpoint.specs, config, max_shard_bytes=None)
     except MupscaleError:
-        return False
-    return True
+        return None
+    return recipe

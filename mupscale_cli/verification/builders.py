@@ -9,7 +9,9 @@ from torch import nn
 
 from mupscale_cli.checkpoints.reading import Checkpoint
 from mupscale_cli.plan import Plan
-from mupscale_cli.verification.inputs import Inputs, reference_inputs, user_inputs
+from mupscale_cli.verification.inputs.batch import Inputs
+from mupscale_cli.verification.inputs.libraries import reference_inputs
+from mupscale_cli.verification.inputs.user import user_inputs
 from mupscale_cli.verification.models import build_reference_model
 from mupscale_cli.verification.options import VerifyOptions
 from mupscale_cli.verification.placement import Placement

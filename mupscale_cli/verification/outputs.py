@@ -1,8 +1,8 @@
-"""Finding the main output of a model."""
+"""Finding the outputs of a model."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 from torch import Tensor
@@ -26,3 +26,22 @@ def output_tensor(output: Any) -> Tensor:
     if not isinstance(output, Tensor):
         raise VerifyError(f"the model returns {type(output).__name__}, expected a tensor")
     return output
+
+
+def named_outputs(output: Any) -> dict[str, Tensor]:
+    """Return every floating-point tensor that a model returns, by the path to it: `text_model_output.pooler_output`.
+
+    Caches, which are objects of their own, are left out.
+
+    Raises:
+        VerifyError: the output contains no tensor.
+    """
+    return dict(_tensors(output, "")) or {"output": output_tensor(output)}
+
+
+def _tensors(output: Any, path: str) -> Iterator[tuple[str, Tensor]]:
+    if isinstance(output, Tensor) and output.is_floating_point():
+        yield path or "output", output
+    entries: Any = enumerate(output) if isinstance(output, (tuple, list)) else ()
+    for key, value in output.items() if isinstance(output, Mapping) else entries:
+        yield from _tensors(value, f"{path}.{key}" if path else str(key))

@@ -11,7 +11,8 @@ import torch
 from torch import Tensor, nn
 
 from mupscale_cli.plan import Plan
-from mupscale_cli.verification.inputs import BATCH, LENGTH, Inputs, varied_decoder_tokens, varied_tokens
+from mupscale_cli.verification.inputs.batch import BATCH, LENGTH, Inputs
+from mupscale_cli.verification.inputs.tokens import varied_decoder_tokens, varied_tokens
 from mupscale_cli.verification.outputs import output_tensor
 from mupscale_cli.verification.precision import everything_in
 

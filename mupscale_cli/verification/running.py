@@ -13,7 +13,9 @@ from torch import Tensor, nn
 
 from mupscale_cli.errors import VerifyError
 from mupscale_cli.verification.activations import Trace, recording
-from mupscale_cli.verification.inputs import BATCH, LENGTH, Inputs, hears_while_it_writes, image_token, random_tokens
+from mupscale_cli.verification.inputs.batch import BATCH, LENGTH, Inputs, random_tokens
+from mupscale_cli.verification.inputs.placeholders import image_token
+from mupscale_cli.verification.inputs.sounds import hears_while_it_writes
 from mupscale_cli.verification.models import Coverage, coverage
 from mupscale_cli.verification.outputs import output_tensor
 from mupscale_cli.verification.placement import Placement
@@ -69,6 +71,8 @@ def run(
 ) -> Outputs:
     """Run a model on all its inputs.
 
+    A class that draws random numbers, such as the patches that it hides, draws the same in both models.
+
     Args:
         model: the model.
         settings: its inputs.
@@ -80,7 +84,8 @@ def run(
     is_text = _is_text(model, inputs)
     logits: dict[str, Tensor] = {}
     try:
-        with everything_in(settings.dtype):
+        with torch.random.fork_rng(), everything_in(settings.dtype):
+            torch.manual_seed(settings.seed)
             with watched or recording(model, settings.names) as trace:
                 if not is_text:
                     logits = _outputs(model(*inputs.arguments, **inputs.keywords), coverage(model))

@@ -18,7 +18,7 @@ from mupscale_cli.optimizers.tree import OptimizerTree
 from mupscale_cli.plan import Plan
 from mupscale_cli.text import bytes_text, listed
 from mupscale_cli.verification.builders import choose_builders
-from mupscale_cli.verification.inputs import Inputs
+from mupscale_cli.verification.inputs.batch import Inputs
 from mupscale_cli.verification.options import VerifyOptions
 from mupscale_cli.verification.outputs import output_tensor
 from mupscale_cli.verification.placement import Placement, check_memory, choose_device

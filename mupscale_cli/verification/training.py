@@ -27,7 +27,7 @@ from mupscale_cli.optimizers.tree import OptimizerTree
 from mupscale_cli.plan import Plan, TensorPlan
 from mupscale_cli.text import counted
 from mupscale_cli.verification.activations import name_in
-from mupscale_cli.verification.inputs import Inputs
+from mupscale_cli.verification.inputs.batch import Inputs
 from mupscale_cli.verification.optimizers import OptimizersOfModel, decayed_parameters, make_optimizers
 from mupscale_cli.verification.placement import free_unused
 from mupscale_cli.verification.planned import (

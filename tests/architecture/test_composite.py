@@ -2,6 +2,7 @@
 
 import pytest
 
+from mupscale_cli.architecture import loading
 from mupscale_cli.architecture.loading import load_recipe, recipe_for
 from mupscale_cli.dtypes import TensorSpec
 from mupscale_cli.errors import PlanError, RecipeError
@@ -46,9 +47,8 @@ CONFIG = {"text_config": {"n": 2, "groups": 2, "scale": 3}, "vision_config": {"m
 def recipes(tmp_path, monkeypatch):
     for name, text in (("inner", INNER), ("other", OTHER), ("outer", OUTER)):
         (tmp_path / f"{name}.yaml").write_text(text)
-    monkeypatch.setattr(
-        "mupscale_cli.architecture.loading._match_sections", lambda: [({"model_type": ("other",)}, None, "other")]
-    )
+    match = loading._Match("other", {"model_type": ("other",)}, None, ())
+    monkeypatch.setattr(loading, "_match_sections", lambda: [match])
     return tmp_path
 
 

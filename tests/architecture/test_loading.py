@@ -8,6 +8,7 @@ from mupscale_cli.architecture.loading import (
     matched_keys,
     matched_values,
     read_headings,
+    read_patterns,
     recipe_files,
     recipe_for,
 )
@@ -48,6 +49,8 @@ def test_built_in_recipes_load_and_have_descriptions(file):
     assert recipe.widen or recipe.depths
     assert recipe.keys or recipe.tensor_patterns or file.stem in PARTS
     assert all(axis.about for axis in recipe.axes)
+    endings = {pattern.endings for pattern in read_patterns(file)}
+    assert {rule.pattern.endings for rule in recipe.tensors} <= endings  # else recognition could miss it
 
 
 def test_a_heading_has_what_the_whole_recipe_has():

@@ -29,6 +29,29 @@ def test_patterns_match_names(pattern, prefix, matches, not_matches):
     assert not any(regex.fullmatch(name) for name in not_matches)
 
 
+@pytest.mark.parametrize(
+    ("pattern", "endings"),
+    [
+        ("layers.*.w", (".w",)),
+        ("*.{k,v}_proj.{weight,bias}", (".k_proj.weight", ".k_proj.bias", ".v_proj.weight", ".v_proj.bias")),
+        ("{a,b}.w?", ("a.w", "b.w")),
+        ("{text}norm.{e}", ("",)),
+        ("".join(f"{{{letter}0,{letter}1,{letter}2}}" for letter in "abcde"), None),
+    ],
+)
+def test_the_end_of_a_name_tells_whether_a_pattern_may_match(pattern, endings):
+    parsed = parse_pattern(pattern, ("text",))
+    if endings is None:  # not all that the choices amount to
+        assert len(parsed.endings) == 27
+        assert parsed.may_match("a0b1c2d0e1")
+        assert not parsed.may_match("a0b1c2d0e3")
+    else:
+        assert set(parsed.endings) == set(endings)
+    for ending in parsed.endings:
+        assert parsed.may_match_end(ending[1:])
+        assert parsed.may_match_end(f"model.{ending}")
+
+
 def test_a_question_mark_makes_a_tensor_optional():
     assert parse_pattern("a?").optional
     assert not parse_pattern("a").optional

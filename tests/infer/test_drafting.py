@@ -115,6 +115,8 @@ def test_flags_make_another_entry_and_sizes_do_not(source, tmp_path, monkeypatch
     assert len(drafts(tmp_path)) == 1
     drafting.draft_for({**config, "attention_bias": not config["attention_bias"]})
     assert len(drafts(tmp_path)) == 2
+    drafting.draft_for({**config, "num_codebooks": 9})  # a number of the layouts
+    assert len(drafts(tmp_path)) == 3
 
 
 def test_a_cache_that_cannot_be_written_is_no_error(source, tmp_path, monkeypatch, caplog):

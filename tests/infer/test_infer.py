@@ -3,21 +3,18 @@
 import contextlib
 import itertools
 import json
-import math
 
 import pytest
 import safetensors.torch
-import torch
 
 from cli_runner import run
 from mupscale_cli import widen
-from mupscale_cli.architecture.loading import load_recipe
+from mupscale_cli.architecture.loading import load_recipe, read_draft
 from mupscale_cli.errors import MupscaleError
 from mupscale_cli.infer.groups import narrowed
 from mupscale_cli.infer.infer import infer, infer_target, infer_user_model
 from mupscale_cli.infer.search import Budget
 from mupscale_cli.infer.tiny import tiny_model
-from mupscale_cli.infer.trials import output_error
 from mupscale_cli.tasks.check import smallest_factors
 from mupscale_cli.tasks.planning import choose_recipe, plan_widening
 from mupscale_cli.tasks.source import find_source
@@ -333,16 +330,57 @@ def test_a_tied_transformer_whose_file_has_the_other_name(tmp_path):
     assert widened.verification.max_rel < 1e-12
 
 
-def test_a_model_without_a_head_may_return_its_widened_units():
-    units = torch.randn(2, 5, 6, dtype=torch.float64)
-    assert output_error(units, units.repeat_interleave(2, -1)) == 0
-    assert output_error(units, units.unflatten(-1, (2, 3)).repeat_interleave(2, 2).flatten(2)) == 0
-    assert output_error(units, torch.cat([units, units[..., :1].expand(-1, -1, 6)], -1)) == math.inf
-    assert output_error(units, units[:, :4]) is None
-    fresh = torch.zeros(*units.shape[:-1], 3, dtype=units.dtype)
-    assert output_error(units, torch.cat([units, fresh], -1)) == 0
-    assert output_error(units, torch.cat([2 * units, fresh], -1)) > 0.1
-    assert output_error(units, 2 * units.repeat_interleave(2, -1)) > 0.1
+POOLING = """
+import torch
+from torch import nn
+from torch.nn import functional as F
+
+config = {"hidden_size": 24, "num_attention_heads": 4}
+
+
+class Net(nn.Module):
+    def __init__(self, width, heads):
+        super().__init__()
+        self.heads = heads
+        self.first, self.norm = nn.Linear(5, width), nn.LayerNorm(width)
+        self.probe = nn.Parameter(torch.zeros(1, 1, width))
+        self.k_proj, self.v_proj = nn.Linear(width, width), nn.Linear(width, width)
+        self.output_proj = nn.Linear(width, width)
+
+    def forward(self, x):
+        x = self.norm(self.first(x))[:, None] * torch.arange(1, 4)[:, None]
+        made = self.probe, self.k_proj(x), self.v_proj(x)
+        q, k, v = (t.unflatten(-1, (self.heads, -1)).transpose(1, 2) for t in made)
+        pooled = F.scaled_dot_product_attention(q, k, v).flatten(1)
+        return {"last_hidden_state": x, "pooler_output": self.output_proj(pooled)}
+
+
+def build(config):
+    return Net(config["hidden_size"], config["num_attention_heads"])
+"""
+
+
+def test_every_output_is_exact_and_not_the_first_alone(tmp_path):
+    """The query of the pooling attention is a parameter; only the second output tells how large it must be."""
+    (tmp_path / "net.py").write_text(POOLING)
+    inferred = infer_user_model(f"{tmp_path / 'net.py'}:build")
+    assert inferred.worst < 1e-12
+    assert set(inferred.draft.movable) == {"h", "d"}
+    assert layouts(read_draft(inferred.text, "pooling"))["probe"] == ["., ., (h d) | d^-1 #d^0.5"]
+
+
+def test_an_axis_that_is_halved_stays_and_the_others_grow(tmp_path):
+    """A table of angles has half as many entries as a head has units, which no product of axes describes."""
+    net = POOLING.replace(
+        "self.probe", "self.angles = nn.Parameter(torch.zeros(width // heads // 2))\n        self.probe", 1
+    )
+    turned = "torch.cat([half * self.angles.cos() for half in k.chunk(2, -1)], -1)"
+    net = net.replace("pooled =", f"k = {turned}\n        pooled =")
+    (tmp_path / "net.py").write_text(net)
+    inferred = infer_user_model(f"{tmp_path / 'net.py'}:build")
+    assert inferred.draft.movable == ["h"]
+    assert "is not a multiple of d" in inferred.fixed["d"]
+    assert layouts(read_draft(inferred.text, "pooling"))["angles"] == ["."]
 
 
 def test_user_model_needs_a_config(tmp_path):

@@ -1,11 +1,13 @@
 """Tiny models and their configs."""
 
 import pytest
+import torch
 
 from mupscale_cli.infer import tiny
 from mupscale_cli.infer.errors import TinyError, first_line
 from mupscale_cli.infer.tiny import task_of, tiny_model
 from mupscale_cli.infer.tiny_configs import tiny_configs, tiny_sizes
+from mupscale_cli.verification.inputs.libraries import reference_inputs
 
 
 def test_tiny_sizes_follow_the_names_of_keys():
@@ -31,6 +33,13 @@ def test_tiny_model_keeps_the_flags_of_a_config():
     model = tiny_model("llama", flags=config).model
     assert "model.layers.0.self_attn.q_proj.bias" in model.state_dict()
     assert model.config.hidden_size < 100
+
+
+def test_tiny_model_keeps_small_numbers_that_are_no_sizes():
+    config = {"model_type": "vit", "hidden_size": 4096, "patch_size": 8, "num_channels": 1, "num_hidden_layers": 2}
+    model = tiny_model("vit", "base", flags=config).model
+    assert (model.config.patch_size, model.config.num_channels) == (8, 1)
+    assert (model.config.hidden_size, model.config.num_hidden_layers) == (48, 4)
 
 
 def test_tiny_model_refuses_an_unknown_type():
@@ -63,9 +72,25 @@ def test_the_sections_of_rotary_frequencies_fit_the_heads():
     assert 2 * sum(config["rope_parameters"]["mrope_section"]) in (8, 12)
 
 
-def test_a_type_for_another_task_is_said_to_be_one():
-    with pytest.raises(TinyError, match=r"`superpoint` is a model for keypoint-detection; drafts are made for"):
-        task_of("superpoint")
+@pytest.mark.parametrize(
+    ("model_type", "names"),
+    [
+        ("vilt", {"input_ids", "pixel_values"}),
+        ("gemma4_vision", {"pixel_values", "pixel_position_ids"}),
+        ("granite_docling_vision", {"pixel_values"}),
+        ("cosmos3_edge_vision", {"pixel_values", "grid_thw"}),
+        ("exaone4_5_vision", {"hidden_states", "grid_thw"}),
+        ("videoprism_vision_model", {"pixel_values_videos"}),
+    ],
+)
+def test_a_tiny_tower_gets_what_its_class_reads(model_type, names):
+    """Their classes name another argument as the main input, or none."""
+    model = tiny_model(model_type, "base").model
+    assert reference_inputs(model, torch.Generator()).keywords.keys() == names
+
+
+def test_a_type_for_another_task_has_the_class_for_that():
+    assert task_of("superpoint") == "SuperPointForKeypointDetection"
 
 
 def test_tiny_model_refuses_a_model_that_stays_large(monkeypatch):

@@ -49,7 +49,6 @@ LEFT_OUT = {
         "its stream is heads times dimensions, and a bare model's states are compared as copies of one axis",
     ),
     "VideoMAEForPreTraining": "it takes a mask of the patches that it predicts, which verification does not make",
-    "HieraForPreTraining": "it hides random patches",
     "InstructBlipVideoModel": "it returns the outputs of its parts, and no tensor of its own",
     "HGNetV2Backbone": "it returns maps of several sizes and nothing else",
     "Gemma3nModel": "its towers need timm",

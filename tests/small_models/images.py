@@ -75,6 +75,22 @@ FOCALNET = {
     "focal_levels": [2, 2],
     "focal_windows": [3, 3],
 }
+HIERA = {
+    "embed_dim": 16,
+    "image_size": [32, 32],
+    "depths": [1, 1, 2],
+    "num_heads": [1, 2, 4],
+    "num_query_pool": 2,
+    "masked_unit_size": [4, 4],
+    "masked_unit_attention": [True, False, False],
+}
+LEVIT = {
+    "image_size": 64,
+    "hidden_sizes": [32, 48, 64],
+    "num_attention_heads": [2, 3, 4],
+    "depths": [1, 1, 1],
+    "key_dim": [4, 4, 4],
+}
 HGNET = {
     "stem_channels": [3, 8, 12],
     "stage_in_channels": [12, 16],
@@ -253,20 +269,14 @@ MODELS: dict[str, tuple[str, str, dict[str, Any]]] = {
             "mlp_ratio": [2.0, 3.0],
         },
     ),
-    "Hiera": (
-        "HieraForImageClassification",
+    "Hiera": ("HieraForImageClassification", "HieraConfig", HIERA),
+    "Hiera-masked": (
+        "HieraForPreTraining",
         "HieraConfig",
-        {
-            "embed_dim": 16,
-            "image_size": [32, 32],
-            "depths": [1, 1, 2],
-            "num_heads": [1, 2, 4],
-            "num_query_pool": 2,
-            "masked_unit_size": [4, 4],
-            "masked_unit_attention": [True, False, False],
-        },
+        {**HIERA, "decoder_hidden_size": 24, "decoder_num_heads": 2, "decoder_depth": 2},
     ),
     "FocalNet": ("FocalNetForImageClassification", "FocalNetConfig", FOCALNET),
+    "FocalNet-levels": ("FocalNetForImageClassification", "FocalNetConfig", {**FOCALNET, "focal_levels": [2, 3]}),
     "FocalNet-scales": (
         "FocalNetForMaskedImageModeling",
         "FocalNetConfig",
@@ -280,16 +290,11 @@ MODELS: dict[str, tuple[str, str, dict[str, Any]]] = {
             "encoder_stride": 8,
         },
     ),
-    "LeViT": (
+    "LeViT": ("LevitForImageClassificationWithTeacher", "LevitConfig", LEVIT),
+    "LeViT-sizes": (
         "LevitForImageClassificationWithTeacher",
         "LevitConfig",
-        {
-            "image_size": 64,
-            "hidden_sizes": [32, 48, 64],
-            "num_attention_heads": [2, 3, 4],
-            "depths": [1, 1, 1],
-            "key_dim": [4, 4, 4],
-        },
+        {**LEVIT, "key_dim": [4, 8, 6], "attention_ratio": [2, 3, 1]},
     ),
     "SwiftFormer": (
         "SwiftFormerForImageClassification",

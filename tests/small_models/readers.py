@@ -60,15 +60,22 @@ READERS: dict[str, tuple[str, str, dict[str, Any]]] = {
         )
         for name, times in (("MiniCPMV4_6", 1), ("MiniCPMV4_7", 1), ("MiniCPMOcr", 2))
     },
-    "QianfanOCR-images": (
-        "QianfanOCRForConditionalGeneration",
-        "QianfanOCRConfig",
-        {
-            "text_config": {**TEXT, "model_type": "qwen3"},
-            "vision_config": {**VISION, "image_size": [32, 32], "patch_size": [8, 8]},
-            "image_token_id": 49,
-        },
-    ),
+    **{
+        f"QianfanOCR-{name}": (
+            "QianfanOCRForConditionalGeneration",
+            "QianfanOCRConfig",
+            {
+                "text_config": {**TEXT, "model_type": "qwen3"},
+                "vision_config": {**VISION, "image_size": [32, 32], "patch_size": [8, 8], **switched},
+                "image_token_id": 49,
+            },
+        )
+        for name, switched in (
+            ("images", {}),
+            ("norms", {"use_qk_norm": True, "norm_type": "rms_norm"}),
+            ("pooled", {"use_mean_pooling": False}),
+        )
+    },
     "Molmo2-images": (
         "Molmo2ForConditionalGeneration",
         "Molmo2Config",

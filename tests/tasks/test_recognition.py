@@ -11,6 +11,7 @@ from mupscale_cli.checkpoints.reading import open_checkpoint
 from mupscale_cli.errors import PlanError
 from mupscale_cli.tasks.planning import plan_widening
 from mupscale_cli.tasks.reading import Reading
+from mupscale_cli.tasks.recognition import fitting_recipes
 from mupscale_cli.tasks.source import find_source
 from mupscale_cli.tasks.verify import verify
 from mupscale_cli.tasks.widen import widen
@@ -33,6 +34,11 @@ def bare(saved, tmp_path, case):
 def test_the_class_tells_the_model_type(case, saved, tmp_path):
     source = find_source(without(saved, tmp_path, case, "model_type"))
     assert source.found == {"model_type": open_checkpoint(saved(case)).config["model_type"]}
+
+
+def test_a_composite_is_recognized_beside_recipes_that_its_parts_do_not_go_with(saved, tmp_path):
+    folder = without(saved, tmp_path, "Llava-siglip", "model_type", "architectures")
+    assert [recipe.name for recipe in fitting_recipes(open_checkpoint(folder))] == ["llava"]
 
 
 @pytest.mark.parametrize("case", ["Bert-tied", "GPT2-tied"])

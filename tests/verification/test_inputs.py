@@ -11,7 +11,9 @@ from torch import nn
 from helpers import MLP_MODULE, MODELS, build, mlp_tensors
 from mupscale_cli.tasks.planning import plan_widening
 from mupscale_cli.tasks.widen import widen
-from mupscale_cli.verification.inputs import Inputs, reference_inputs, user_inputs
+from mupscale_cli.verification.inputs.batch import Inputs
+from mupscale_cli.verification.inputs.libraries import reference_inputs
+from mupscale_cli.verification.inputs.user import user_inputs
 from mupscale_cli.verification.result import CannotVerify, Comparison
 from mupscale_cli.verification.user_models import load_user_module
 

@@ -8,7 +8,8 @@ from torch import nn
 from helpers import build, change_config
 from mupscale_cli.tasks.verify import verify
 from mupscale_cli.tasks.widen import widen
-from mupscale_cli.verification.inputs import Inputs, varied_decoder_tokens, varied_tokens
+from mupscale_cli.verification.inputs.batch import Inputs
+from mupscale_cli.verification.inputs.tokens import varied_decoder_tokens, varied_tokens
 from mupscale_cli.verification.reach import Run
 
 FAR = {"relative_attention_max_distance": 40}

@@ -16,7 +16,7 @@ from mupscale_cli.optimizers.rules.table import OPTIMIZERS as RULES
 from mupscale_cli.tasks.planning import identity_plan, plan_widening
 from mupscale_cli.tasks.verify import verify
 from mupscale_cli.tasks.widen import widen
-from mupscale_cli.verification.inputs import Inputs
+from mupscale_cli.verification.inputs.batch import Inputs
 from mupscale_cli.verification.optimizers import decayed_parameters
 from mupscale_cli.verification.options import VerifyOptions
 from mupscale_cli.verification.result import CannotVerify
