@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -31,6 +32,7 @@ _BY_HAND = (
     "checkpoint of your own: `mupscale recipes check FILE CKPT`"
 )
 _MAX_PARAMETERS = 50_000_000
+_SECONDS = 10.0  # computing time to find settings that work
 
 
 @dataclass(frozen=True)
@@ -194,6 +196,7 @@ def tiny_model(
     """
     model_class(model_type, task)
     failed: dict[str, Exception] = {}
+    end = time.process_time() + _SECONDS
     for settings in tiny_configs(model_type, flags, overrides):
         stage = "be built"
         try:
@@ -205,6 +208,8 @@ def tiny_model(
             raise  # other settings are no smaller
         except Exception as error:  # noqa: BLE001 (transformers raises anything; other settings may work)
             failed.setdefault(stage, error)
+            if time.process_time() > end:
+                break
         else:
             return tiny
     last, problem = max(failed.items())  # those that can be built say more
