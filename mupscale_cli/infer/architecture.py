@@ -5,7 +5,8 @@ from __future__ import annotations
 import json
 import tempfile
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -226,7 +227,7 @@ class TransformersArchitecture(Architecture):
 
     def run(self, model: nn.Module) -> dict[str, Tensor]:
         inputs = reference_inputs(model, torch.Generator().manual_seed(0))
-        with everything_in(torch.float64), torch.no_grad():
+        with _computing():
             return named_outputs(model(**inputs.keywords))
 
 
@@ -295,7 +296,7 @@ class UserArchitecture(Architecture):
 
     def run(self, model: nn.Module) -> dict[str, Tensor]:
         generator = torch.Generator().manual_seed(0)
-        with everything_in(torch.float64), torch.no_grad():
+        with _computing():
             inputs = user_inputs(self.module, self.config, None, generator, model)
             return named_outputs(model(*inputs.arguments, **inputs.keywords))
 
@@ -327,8 +328,16 @@ class LibraryArchitecture(Architecture):
 
     def run(self, model: nn.Module) -> dict[str, Tensor]:
         inputs = reference_inputs(model, torch.Generator().manual_seed(0), self.library)
-        with everything_in(torch.float64), torch.no_grad():
+        with _computing():
             return named_outputs(model(*inputs.arguments, **inputs.keywords))
+
+
+@contextmanager
+def _computing() -> Iterator[None]:
+    """Compute in float64 without gradients. What a class draws at random, such as a mask, is the same each time."""
+    with everything_in(torch.float64), torch.no_grad(), torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        yield
 
 
 def shared_names(model: nn.Module) -> dict[str, str]:

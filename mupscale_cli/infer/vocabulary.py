@@ -116,11 +116,11 @@ NO_UNITS = re.compile(
     r".*(vocab|position|layer(s|_types)?$|_ids?$|token|window|kernel|seed|length|seq|chunk|block|num_labels|patch|"
     r"image|channels|stride|depth|period|interval|offset|_step$|version|max_|_every|num_beams|num_return|rope_theta|"
     r"pretraining_tp|axial|num_buckets|distance|iter|n_ctx|_freq|conv|group_size|rotary|_layer_num|dense|"
-    r"pos_emb_(height|width|time)|"
+    r"pos_emb_(height|width|time)|num_(\w+_)?queries|"
     r"topk|top_k|per_tok|languages|type_vocab|num_hash|n_special|n_langs|local_size|nextn|mtp|_idx|index$|scale$).*"
 )
 # Keys whose lists are not the widths of stages.
-NO_WIDTHS = re.compile(r".*(head|depth|layer|patch|image|label|channel|kernel|stride|group|ratio|_id|window).*")
+NO_WIDTHS = re.compile(r".*(queries|head|depth|layer|patch|image|label|channel|kernel|stride|group|ratio|_id|window).*")
 TOKEN_IDS = re.compile(r".*(_id|_ids|token_index|_token)$")
 # Keys that a tiny model leaves as they are.
 KEPT = re.compile(
