@@ -383,6 +383,12 @@ def test_an_axis_that_is_halved_stays_and_the_others_grow(tmp_path):
     assert layouts(read_draft(inferred.text, "pooling"))["angles"] == ["."]
 
 
+def test_a_model_that_draws_a_mask_draws_the_same_in_every_trial(tmp_path):
+    net = USER_MODEL.replace("return self.last(", "x = x * (torch.rand(len(x), 1) + 0.5)\n        return self.last(")
+    (tmp_path / "net.py").write_text(net)
+    assert len(infer_user_model(f"{tmp_path / 'net.py'}:build").draft.movable) == 2
+
+
 def test_user_model_needs_a_config(tmp_path):
     (tmp_path / "net.py").write_text(USER_MODEL.replace("config = {", "other = {"))
     with pytest.raises(MupscaleError, match="needs a config"):
