@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import itertools
 import re
+import time
 from collections import defaultdict
 from collections.abc import Iterator, Mapping
 from typing import Any
@@ -24,6 +25,7 @@ from mupscale_cli.infer.tiny_configs import config_class
 from mupscale_cli.infer.vocabulary import LOOKED_UP, NO_WIDTHS, QUERY, module_of
 from mupscale_cli.text import starred
 
+_SECONDS = 10.0  # computing time to find sizes that work
 _SMALLEST = 8  # the smallest width of a tiny model, and of what may be a width
 _MULTIPLIER = re.compile(r"(depth|width|channel)s?_(mult\w*|coefficient)|alpha|.*_width_mult\w*")  # of all channels
 _GROUP_WIDTH = re.compile(r"groups?_width|width_per_group")
@@ -83,7 +85,10 @@ def _with_group_widths(config: Mapping[str, Any], widths: list[str]) -> Iterator
 def _small_model(model_type: str, task: Task, flags: Mapping[str, Any] | None) -> TinyModel:
     """Build a tiny model, or one with default sizes and small stages if the tiny sizes do not fit together."""
     first_error: MupscaleError | None = None
+    end = time.process_time() + _SECONDS
     for small in _small_stages(model_type):
+        if first_error is not None and time.process_time() > end:
+            break
         try:
             return tiny_model(model_type, task, flags=flags, overrides=small)
         except TinyError as error:
