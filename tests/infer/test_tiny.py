@@ -81,6 +81,7 @@ def test_the_sections_of_rotary_frequencies_fit_the_heads():
         ("cosmos3_edge_vision", {"pixel_values", "grid_thw"}),
         ("exaone4_5_vision", {"hidden_states", "grid_thw"}),
         ("videoprism_vision_model", {"pixel_values_videos"}),
+        ("patchtst", {"past_values"}),
     ],
 )
 def test_a_tiny_tower_gets_what_its_class_reads(model_type, names):

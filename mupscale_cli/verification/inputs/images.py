@@ -21,7 +21,9 @@ def config_images(config: Any, generator: torch.Generator) -> tuple[Tensor, str]
         shape: Any = get_pretrained_cfg_value(config.architecture, "input_size")
         return random_images(shape, generator)
     config = getattr(config, "encoder", None) or getattr(config, "vision_config", None) or config
-    size = height_and_width(getattr(config, "image_size", None) or getattr(config, "input_size", None) or IMAGE)
+    owners = (config, getattr(config, "backbone_config", None))
+    sizes = (getattr(owner, key, None) for owner in owners for key in ("image_size", "input_size"))
+    size = height_and_width(next(filter(None, sizes), IMAGE))
     frames = getattr(config, "num_frames", None) or getattr(config, "frames_per_clip", None)
     channels = getattr(config, "num_channels", 3)
     if frames is None:

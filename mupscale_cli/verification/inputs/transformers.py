@@ -16,6 +16,7 @@ from mupscale_cli.verification.inputs.layout import layout_inputs
 from mupscale_cli.verification.inputs.multimodal import beside_images, beside_sounds
 from mupscale_cli.verification.inputs.patches import flattened_patches, images_as_patches, patches_on_grids
 from mupscale_cli.verification.inputs.placeholders import features_of
+from mupscale_cli.verification.inputs.series import series
 from mupscale_cli.verification.inputs.sounds import sound_config, spectrograms, waveforms
 from mupscale_cli.verification.inputs.tokens import config_tokens, decoder_tokens, for_head
 
@@ -94,4 +95,5 @@ _KINDS: dict[str, Callable[[nn.Module, Any, torch.Generator], tuple[Tensor, str]
     "input_features": spectrograms,
     "input_values": waveforms,
     "flattened_patches": flattened_patches,
+    "past_values": series,
 }
