@@ -6,7 +6,10 @@ import re
 from collections import defaultdict
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from fnmatch import fnmatchcase
 from functools import cache
+from types import MappingProxyType
+from typing import Any
 
 from mupscale_cli.architecture.patterns import FIRST, LAST, STAR, Pattern, Prefix
 from mupscale_cli.architecture.types import Recipe, TensorRule
@@ -33,9 +36,11 @@ class Match:
 
 
 _OTHER_ARCHITECTURE = "this is another architecture: choose its recipe, or write one (`mupscale help language`)"
+NO_CONFIG: Mapping[str, Any] = MappingProxyType({})
+DRAFT = "`mupscale recipes infer PATH/config.json -o mine.yaml`"
 
 
-def match_rules(recipe: Recipe, names: Sequence[str]) -> dict[str, Match]:
+def match_rules(recipe: Recipe, names: Sequence[str], config: Mapping[str, Any] = NO_CONFIG) -> dict[str, Match]:
     """Find the rule of every tensor.
 
     If several patterns match a name, the one with the fewest `*` wins: `layers.{last}.norm.weight` overrides
@@ -44,6 +49,7 @@ def match_rules(recipe: Recipe, names: Sequence[str]) -> dict[str, Match]:
     Args:
         recipe: the recipe with the rules.
         names: the names of all tensors of the checkpoint.
+        config: config.json of the checkpoint, which tells a variant of the recipe's architecture from another one.
 
     Returns:
         The match of each name, in the order of `names`.
@@ -57,13 +63,24 @@ def match_rules(recipe: Recipe, names: Sequence[str]) -> dict[str, Match]:
     if unknown:
         raise RecipeError(
             f"no rule of `{recipe.file}` matches {listed(unknown, _MAX_NAMED)}",
-            hint=_OTHER_ARCHITECTURE
+            hint=_unfit(recipe, config)
             if recipe.path is None
             else "add a rule; for a tensor that is not widened, use `keep` or `omit`",
         )
     matched = {name: _most_specific(name, matches) for name, matches in candidates.items()}
-    _check_present(recipe, matched, prefixes)
+    _check_present(recipe, matched, prefixes, config)
     return _in_blocks(matched)
+
+
+def _unfit(recipe: Recipe, config: Mapping[str, Any]) -> str:
+    """Say why a built-in recipe does not fit, and what to do: its model types have variants with other tensors."""
+    kind = config.get("model_type")
+    if not any(fnmatchcase(str(kind), value) for value in recipe.model_types):
+        return _OTHER_ARCHITECTURE
+    return (
+        f"config.json describes a variant of `{kind}` that this recipe does not cover; {DRAFT} drafts one for it by "
+        "experiment, and `--recipe mine.yaml` uses it"
+    )
 
 
 def used_prefixes(recipe: Recipe, names: Sequence[str]) -> Prefixes:
@@ -170,7 +187,7 @@ def _in_blocks(matched: Mapping[str, Match]) -> dict[str, Match]:
     }
 
 
-def _check_present(recipe: Recipe, matched: dict[str, Match], prefixes: Prefixes) -> None:
+def _check_present(recipe: Recipe, matched: dict[str, Match], prefixes: Prefixes, config: Mapping[str, Any]) -> None:
     """Check that every required rule matches a tensor of each layer that any rule matches.
 
     A layer is the text that the first `*` of a pattern matches; patterns that start alike share their layers.
@@ -187,7 +204,7 @@ def _check_present(recipe: Recipe, matched: dict[str, Match], prefixes: Prefixes
         if rule.pattern.text not in seen:
             raise rule.text.error(
                 "no tensor of the checkpoint matches this rule",
-                hint=f"the checkpoint is incomplete, or {_OTHER_ARCHITECTURE}"
+                hint=f"the checkpoint is incomplete, or {_unfit(recipe, config)}"
                 if recipe.path is None
                 else "end it with `?` if the tensor is optional",
             )

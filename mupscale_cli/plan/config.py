@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 import copy
+import json
 from collections.abc import Iterable, Mapping
 from fractions import Fraction
 from types import MappingProxyType
 from typing import Any
 
 from mupscale_cli.architecture.composite import FRESH_PREFIX, NEW_PREFIX
-from mupscale_cli.architecture.expressions import look_up
-from mupscale_cli.architecture.matching import Match
+from mupscale_cli.architecture.expressions import Expression, look_up, names_in
+from mupscale_cli.architecture.matching import DRAFT, Match
 from mupscale_cli.architecture.types import Choice, Recipe
 from mupscale_cli.checkpoints.config import set_key
 from mupscale_cli.errors import ConfigError, PlanError, SizeError
@@ -19,8 +20,9 @@ from mupscale_cli.plan.conditions import Values, choose, environment, evaluate_l
 from mupscale_cli.plan.copies import Axis
 from mupscale_cli.plan.dims import power_scale
 from mupscale_cli.plan.types import ConfigChange
-from mupscale_cli.text import shown
+from mupscale_cli.text import shortened, shown
 
+_MAX_VALUE = 60  # characters of a value in a message
 NO_EPS: Mapping[str, Fraction] = MappingProxyType({})
 NO_KEYS: Mapping[str, Any] = MappingProxyType({})
 _OTHER_SIZES = "choose others; `--params N --dry-run` alone lists shapes that fit"
@@ -166,9 +168,17 @@ def check_covered(recipe: Recipe, config: Mapping[str, Any], names: Iterable[str
     for cover in recipe.covers:
         if not evaluate_located(cover.condition, values, cover.text.error):
             raise PlanError(
-                f"`{recipe.name}` does not cover this model: {cover.reason}",
-                hint="write a recipe that does (`mupscale help language`)",
+                f"`{recipe.name}` does not cover this model{_settings(cover.condition, config)}: {cover.reason}",
+                hint=f"{DRAFT} drafts another recipe by experiment, if one is exact",
             )
+
+
+def _settings(condition: Expression, config: Mapping[str, Any]) -> str:
+    """Return the keys of config.json in a condition with their values, as a clause; empty if it has none."""
+    values = {name.name: look_up(name.name, config) for name in names_in(condition)}
+    known = {key: json.dumps(value) for key, value in values.items() if value is not None}
+    settings = " and ".join(f"`{key}: {shortened(value, _MAX_VALUE)}`" for key, value in known.items())
+    return f", whose config has {settings}" if settings else ""
 
 
 def find_notes(recipe: Recipe, wide_values: Values, axes: Mapping[str, Axis]) -> tuple[str, ...]:

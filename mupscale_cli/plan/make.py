@@ -130,7 +130,7 @@ def _make_plan(
         config = untie_config(config or {})
         by_name = {spec.name: spec for spec in specs}
         specs = [*specs, *(replace(by_name[source], name=name) for name, source in shared.items())]
-    matches = _match(recipe, [spec.name for spec in specs], absent)
+    matches = _match(recipe, [spec.name for spec in specs], absent, config or {})
     values = environment(recipe, config or {}, matches, tie)
     layouts = {name: choose(match.rule.choices, values, match) for name, match in matches.items()}
     used = used_axes(layouts, matches)
@@ -212,9 +212,9 @@ def _wide_config(
     return with_changes(widened, moved), (*changes, *moved)
 
 
-def _match(recipe: Recipe, names: Sequence[str], absent: Iterable[str]) -> dict[str, Match]:
+def _match(recipe: Recipe, names: Sequence[str], absent: Iterable[str], config: Mapping[str, Any]) -> dict[str, Match]:
     """Find the rule of every tensor; rules for `absent` ones, which share the data of others, are not missing."""
-    matches = match_rules(recipe, [*dict.fromkeys((*names, *absent))])
+    matches = match_rules(recipe, [*dict.fromkeys((*names, *absent))], config)
     return {name: matches[name] for name in names}
 
 

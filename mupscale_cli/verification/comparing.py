@@ -28,6 +28,7 @@ from mupscale_cli.verification.activations import (
     written_scales,
 )
 from mupscale_cli.verification.builders import choose_builders
+from mupscale_cli.verification.failing import running_a_model
 from mupscale_cli.verification.inputs.batch import BATCH, LENGTH, Inputs
 from mupscale_cli.verification.models import Coverage, can_stream, coverage
 from mupscale_cli.verification.options import VerifyOptions
@@ -421,10 +422,8 @@ def _final_hidden(modules: list[Comparison], outputs: Outputs) -> tuple[Comparis
 
 
 def _further_runs(model: nn.Module, inputs: Inputs, plan: Plan, dtype: torch.dtype, seed: int) -> tuple[Run, ...]:
-    try:
+    with running_a_model():
         return further_runs(model, inputs, plan, dtype, seed)
-    except (RuntimeError, TypeError, ValueError, NotImplementedError, AttributeError) as error:
-        raise VerifyError(f"the model failed to run: {error}") from error
 
 
 def _refuse_missing(covered: Coverage, outputs: Outputs) -> None:

@@ -11,8 +11,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from mupscale_cli.errors import VerifyError
 from mupscale_cli.verification.activations import Trace, recording
+from mupscale_cli.verification.failing import running_a_model
 from mupscale_cli.verification.inputs.batch import BATCH, LENGTH, Inputs, random_tokens
 from mupscale_cli.verification.inputs.placeholders import image_token
 from mupscale_cli.verification.inputs.sounds import hears_while_it_writes
@@ -83,29 +83,26 @@ def run(
     inputs = settings.inputs.to(placement.device, settings.dtype)
     is_text = _is_text(model, inputs)
     logits: dict[str, Tensor] = {}
-    try:
-        with torch.random.fork_rng(), everything_in(settings.dtype):
-            torch.manual_seed(settings.seed)
-            with watched or recording(model, settings.names) as trace:
-                if not is_text:
-                    logits = _outputs(model(*inputs.arguments, **inputs.keywords), coverage(model))
-                if _generates(model, inputs):
-                    prompt, mask = _left_padded(model, settings.seed, inputs)
-                    generated = _generate(model, prompt, mask, settings.num_tokens, tokens)
-                    tokens, padded = generated.tokens, output_tensor(generated.prefill)
-                    if padded.shape[:2] != mask.shape:  # a class that masks words puts one to predict behind the prompt
-                        logits = logits or _outputs(model(*inputs.arguments, **inputs.keywords), coverage(model))
-                    else:
-                        if is_text:  # the pass over the prompt serves for both: only its second sequence is padded
-                            logits = _outputs(generated.prefill, coverage(model))
-                            logits[next(iter(logits))] = padded[:1]
-                        logits["logits of a left-padded batch"] = padded[mask.bool()]
-                    logits["logits of cached generation"] = generated.logits
-            main = next(iter(logits))
-            for each in settings.further:
-                logits[f"{main} {each.what}"] = each.output(model, placement.device, settings.dtype)
-    except (RuntimeError, TypeError, ValueError, LookupError, AttributeError, AssertionError) as error:
-        raise VerifyError(f"the model failed to run: {error}") from error
+    with running_a_model(), torch.random.fork_rng(), everything_in(settings.dtype):
+        torch.manual_seed(settings.seed)
+        with watched or recording(model, settings.names) as trace:
+            if not is_text:
+                logits = _outputs(model(*inputs.arguments, **inputs.keywords), coverage(model))
+            if _generates(model, inputs):
+                prompt, mask = _left_padded(model, settings.seed, inputs)
+                generated = _generate(model, prompt, mask, settings.num_tokens, tokens)
+                tokens, padded = generated.tokens, output_tensor(generated.prefill)
+                if padded.shape[:2] != mask.shape:  # a class that masks words puts one to predict behind the prompt
+                    logits = logits or _outputs(model(*inputs.arguments, **inputs.keywords), coverage(model))
+                else:
+                    if is_text:  # the pass over the prompt serves for both: only its second sequence is padded
+                        logits = _outputs(generated.prefill, coverage(model))
+                        logits[next(iter(logits))] = padded[:1]
+                    logits["logits of a left-padded batch"] = padded[mask.bool()]
+                logits["logits of cached generation"] = generated.logits
+        main = next(iter(logits))
+        for each in settings.further:
+            logits[f"{main} {each.what}"] = each.output(model, placement.device, settings.dtype)
     return Outputs({what: value.cpu() for what, value in logits.items()}, trace, tokens)
 
 

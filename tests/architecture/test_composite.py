@@ -124,7 +124,7 @@ def test_a_part_covers_what_its_recipe_covers_and_has_its_notes(recipes):
     assert plan(recipes, {"text.a": 2, "text.e": 2}).notes == ("more of them",)
     assert plan(recipes, {"vision": 2}).notes == ()
     other = {**CONFIG, "text_config": {**CONFIG["text_config"], "scale": 9}}
-    with pytest.raises(PlanError, match="`outer` does not cover this model: other scales"):
+    with pytest.raises(PlanError, match=r"model, whose config has `text_config\.scale: 9`: other scales"):
         plan(recipes, {"vision": 2}, other)
 
 

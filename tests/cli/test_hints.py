@@ -103,6 +103,11 @@ def test_a_file_that_is_no_job_and_no_recipe(narrow, tmp_path):
 def test_a_built_in_recipe_that_does_not_fit_needs_no_rule_of_ones_own(narrow):
     assert "another architecture" in said("widen", str(narrow), "-f", "2", "--dry-run", "--recipe", "gpt2")[1]
     tensors = load_file(narrow / "model.safetensors")
+    more = {**tensors, "model.layers.0.self_attn.sinks": tensors["model.norm.weight"].clone()}
+    save_file(more, narrow / "model.safetensors")
+    text = said("widen", str(narrow), "-f", "2", "--dry-run")[1]
+    assert "a variant of `llama` that this recipe does not cover" in text
+    assert "another architecture" not in text
     del tensors["model.norm.weight"]
     save_file(tensors, narrow / "model.safetensors")
     assert "the checkpoint is incomplete" in said("widen", str(narrow), "-f", "2", "--dry-run")[1]

@@ -31,8 +31,13 @@ def plan(axes=None, names=("up",), **config):
 @pytest.mark.parametrize("source", [{"tiled": True}, {"names": ("up", "tile")}, {"names": ("up", "tile", "unknown")}])
 def test_a_source_that_the_recipe_does_not_cover_is_refused_whatever_grows(source, axes):
     """Before its tensors are matched: those that no rule describes are the reason why it is not covered."""
-    with pytest.raises(PlanError, match="`mine` does not cover this model: its units are in tiles"):
+    with pytest.raises(PlanError, match=r"`mine` does not cover this model.*: its units are in tiles"):
         plan(axes, **source)
+
+
+def test_a_refusal_names_the_setting_that_is_not_covered():
+    with pytest.raises(PlanError, match="does not cover this model, whose config has `tiled: true`: its units"):
+        plan(tiled=True)
 
 
 def test_a_requirement_that_the_source_breaks_does_not_count():

@@ -48,6 +48,8 @@ MOBILEVIT2 = {
     "image_size": 64,
 }
 NECK = {"neck_hidden_sizes": [8, 12, 16, 20], "fusion_hidden_size": 16}
+STAGES_OUT = {"out_features": ["stage1", "stage2", "stage3", "stage4"]}
+LEVELS = {**VIT, **STAGES_OUT, "num_hidden_layers": 4, "reshape_hidden_states": False}
 DETR = {
     "backbone_config": {
         "model_type": "resnet",
@@ -339,6 +341,22 @@ MODELS: dict[str, tuple[str, str, dict[str, Any]]] = {
             {**VIT, **NECK, "num_hidden_layers": 4, "backbone_out_indices": [0, 1, 2, 3]},
         )
         for name, head in (("depths", "DepthEstimation"), ("classes", "SemanticSegmentation"))
+    },
+    **{
+        f"DPT-{name}": (
+            "DPTForDepthEstimation",
+            "DPTConfig",
+            {**NECK, "image_size": 32, "backbone_config": backbone, **more},
+        )
+        for name, backbone, more in (
+            ("dinov2", {**LEVELS, "model_type": "dinov2"}, {}),
+            ("beit", {**LEVELS, "model_type": "beit", "use_relative_position_bias": True}, {}),
+            (
+                "swinv2",
+                {**SWIN, **STAGES_OUT, "model_type": "swinv2", "depths": [1, 1, 1, 1], "num_heads": [2, 4, 8, 16]},
+                {"neck_hidden_sizes": [16, 32, 64, 128]},
+            ),
+        )
     },
     **{
         f"{name}-objects": (f"{name}ForObjectDetection", f"{name}Config", DETR) for name in ("Detr", "TableTransformer")

@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from mupscale_cli.verification.failing import running_a_model
 from mupscale_cli.verification.inputs.batch import BATCH
 
 
@@ -50,7 +51,8 @@ def num_features(model: Any, keywords: Mapping[str, Tensor], encode: Callable[..
     if "input_ids" in inspect.signature(encode).parameters:  # the places of the features; its encoder does without
         encode = getattr(model, model.base_model_prefix, model).audio_tower
     given = {key: value for key, value in keywords.items() if key != "input_ids"}
-    features = encode(**{k: v.to(device) if isinstance(v, Tensor) else v for k, v in given.items()})
+    with running_a_model():
+        features = encode(**{k: v.to(device) if isinstance(v, Tensor) else v for k, v in given.items()})
     pooled = getattr(features, "pooler_output", None)
     if pooled is None and (blocks := getattr(features, "deepstack_features", None)):
         pooled = blocks[0][1]  # features for several blocks, as many for each
