@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from mupscale_cli.architecture.document import Entries, Items, Node, Text
-from mupscale_cli.architecture.expressions import names_in, parse_expression
+from mupscale_cli.architecture.expressions import look_up, names_in, parse_expression
 from mupscale_cli.architecture.layouts import (
     AxisRef,
     Power,
@@ -38,7 +38,7 @@ class Part:
 
     Attributes:
         name: the part's name; its axes are called `name.axis`.
-        sections: the config keys that may hold its config; the empty key means the whole config.
+        sections: the config keys that may hold its config, dotted in sections; the empty key means the whole config.
         recipe: the recipe to use unless the part's config has a model type with a built-in recipe.
         prefix: the word that replaces `{prefix}` in its patterns.
         names: the word to put in front of its other tensors, None for no word.
@@ -102,7 +102,9 @@ def _renames(node: Node) -> tuple[tuple[str, str], ...]:
 
 def find_section(part: Part, config: Mapping[str, Any]) -> str:
     """Return the first of a part's sections that the config has, or the first of all if it has none."""
-    return next((key for key in part.sections if not key or isinstance(config.get(key), Mapping)), part.sections[0])
+    return next(
+        (key for key in part.sections if not key or isinstance(look_up(key, config), Mapping)), part.sections[0]
+    )
 
 
 def rename_as_part(document: Entries, part: Part, section: str, composite: Entries) -> tuple[Entries, tuple[str, ...]]:

@@ -192,7 +192,7 @@ def _choose_parts(document: Entries, config: Mapping[str, Any] | None) -> tuple[
     chosen = []
     for part in composite.read_parts(document):
         section = composite.find_section(part, config or {})
-        part_config = (config or {}).get(section) if section else None
+        part_config = look_up(section, config or {}) if section else None
         name = recipe_for(part_config) if isinstance(part_config, Mapping) else None
         chosen.append((name or part.recipe.value, section))
     return tuple(chosen)

@@ -92,7 +92,7 @@ def train_checkpoints(
 
 
 def _logits(output: Any) -> Tensor:
-    """Return logits or a sample, to compute a loss from. The number of hidden states depends on the width."""
-    if isinstance(output, Mapping) and not any("logits" in name or name == "sample" for name in output):
+    """Return logits, a sample or embeddings, to compute a loss from. Hidden states depend on the width."""
+    if isinstance(output, Mapping) and not any("logits" in key or key in ("sample", "embeddings") for key in output):
         raise VerifyError(f"the model has no head to train: it returns {', '.join(output)}")
     return output_tensor(output)

@@ -232,6 +232,19 @@ ENCODERS: dict[str, tuple[str, str, dict[str, Any]]] = {
             "num_feedforward_networks": 2,
         },
     ),
+    "OpenAIPrivacyFilter": (
+        "OpenAIPrivacyFilterForTokenClassification",
+        "OpenAIPrivacyFilterConfig",
+        {
+            **GEMMA,
+            "num_local_experts": 4,
+            "num_experts_per_tok": 2,
+            "sliding_window": 6,
+            "pad_token_id": 0,
+            "eos_token_id": 1,
+            "rope_parameters": {"rope_type": "default", "rope_theta": 1e4},
+        },
+    ),
     "Canine": (
         "CanineForSequenceClassification",
         "CanineConfig",
@@ -265,7 +278,7 @@ RARE = frozenset(
         *("T5Gemma-tied", "T5Gemma-untied", "T5Gemma2-tied", "FSMT-untied", "NllbMoe-tied"),
         *("FNet-pretraining", "Funnel-tied"),
         *("DebertaV2-projected", "Deberta-stated", "Roberta-crossed", "Electra-crossed", "Bert-crossed"),
-        *("Canine", "Splinter", "DPR-context", "DPR-question", "DPR-reader"),
+        *("OpenAIPrivacyFilter", "Canine", "Splinter", "DPR-context", "DPR-question", "DPR-reader"),
         *("Ultrabert-untied", "Albert-pretraining", "Esm-absolute", "Esmc-untied"),
     }
 )

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from small_models import decoders, established
+from small_models import decoders, established, speech
 from small_models.sizes import NO_HEAD_DIM, TEXT, VISION
 
 TOKENS = {"image_token_id": 49, "video_token_id": 48}
@@ -16,6 +16,16 @@ GRID = {
     "num_attention_heads": 4,
     "intermediate_size": 36,
     "patch_size": 4,
+}
+
+RADIO = {
+    "hidden_size": 24,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 4,
+    "mlp_ratio": 1.5,
+    "patch_size": 4,
+    "image_size": 16,
+    "max_img_size": 32,
 }
 
 
@@ -210,6 +220,45 @@ IMAGE_TEXT_EXPERTS: dict[str, tuple[str, str, dict[str, Any]]] = {
             },
         },
     ),
+    "NemotronHOmni": (
+        "NemotronH_Omni_Reasoning_V3",
+        "NemotronH_Omni_Reasoning_V3_Config",
+        {
+            "text_config": {**decoders.MODELS["NemotronH-untied"][2], "model_type": "nemotron_h"},
+            "vision_config": {**RADIO, "model_type": "radio", "video_temporal_patch_size": 2},
+            "audio_config": {
+                **speech.PARAKEET,
+                "model_type": "parakeet_encoder",
+                "projection_hidden_size": 20,
+                "projection_bias": True,
+            },
+            "vision_hidden_size": 24,
+            "projector_hidden_size": 20,
+            "image_token_id": 49,
+            "video_token_id": 49,
+            "audio_token_id": 48,
+        },
+    ),
+    "Inkling-images": (
+        "InklingForConditionalGeneration",
+        "InklingConfig",
+        {
+            "text_config": decoders.MODELS["InklingText-untied"][2],
+            "vision_config": {
+                "patch_size": 4,
+                "temporal_patch_size": 2,
+                "hidden_size": 24,
+                "num_hidden_layers": 2,
+                "num_attention_heads": 4,
+            },
+            "audio_config": {"n_mel_bins": 3, "mel_vocab_size": 5},
+            "image_token_id": 49,
+            "audio_token_id": 48,
+            "image_bos_token_id": 47,
+            "audio_bos_token_id": 46,
+        },
+    ),
+    "Radio": ("RadioModel", "RadioConfig", RADIO),
     "Glm5Next-images": (
         "Glm5NextForConditionalGeneration",
         "Glm5NextConfig",

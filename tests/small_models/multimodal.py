@@ -155,6 +155,61 @@ MULTIMODAL: dict[str, tuple[str, str, dict[str, Any]]] = {
             },
         },
     ),
+    **{
+        f"Vilt-{kind}": (
+            f"ViltFor{head}",
+            "ViltConfig",
+            {**SINGLE, "hidden_size": 32, "image_size": 32, "patch_size": 8, "max_position_embeddings": 64},
+        )
+        for kind, head in {
+            "tied": "MaskedLM",
+            "questions": "QuestionAnswering",
+            "retrieval": "ImageAndTextRetrieval",
+        }.items()
+    },
+    "FastVlm": (
+        "FastVlmForConditionalGeneration",
+        "FastVlmConfig",
+        {
+            "text_config": {**TEXT, "model_type": "qwen2"},
+            "vision_config": {
+                "model_type": "timm_wrapper",
+                "architecture": "fastvit_t8",
+                "hidden_size": 64,  # twice the last embed_dim
+                "do_pooling": True,
+                "global_pool": "avg",
+                "model_args": {"inference_mode": True, "embed_dims": [8, 8, 16, 32], "layers": [1, 1, 1, 1]},
+            },
+            "image_token_index": 49,
+        },
+    ),
+    "PerceptionLM": (
+        "PerceptionLMForConditionalGeneration",
+        "PerceptionLMConfig",
+        {
+            "text_config": {**TEXT, "model_type": "llama"},
+            "vision_config": {
+                "model_type": "timm_wrapper",
+                "architecture": "vit_pe_core_large_patch14_336",
+                "do_pooling": True,
+                "global_pool": "map",
+                "model_args": {
+                    "embed_dim": 32,
+                    "depth": 2,
+                    "num_heads": 4,
+                    "img_size": [16, 16],
+                    "patch_size": 4,
+                    "global_pool": "",
+                    "use_post_transformer_norm": False,
+                    "init_values": 0.1,
+                    "ref_feat_shape": [4, 4],
+                },
+            },
+            "image_token_id": 49,
+            "video_token_id": 48,
+            "projector_pooling_ratio": 2,
+        },
+    ),
     "Gemma3n-images": (
         "Gemma3nForConditionalGeneration",
         "Gemma3nConfig",
@@ -326,6 +381,32 @@ MULTIMODAL: dict[str, tuple[str, str, dict[str, Any]]] = {
             "vocabulary_map": {"<image>": 48},
         },
     ),
+    **{
+        f"Apertus15-{'tied' if tied else 'untied'}": (
+            "Apertus1p5ForConditionalGeneration",
+            "Apertus1p5Config",
+            {
+                "text_config": {**TEXT, "vocab_size": 70},
+                "vision_config": {
+                    "codebook_size": 8,
+                    "embed_dim": 4,
+                    "latent_channels": 4,
+                    "base_channels": 32,
+                    "channel_multiplier": [1, 2],
+                    "num_res_blocks": 1,
+                    "attn_resolutions": [],
+                    "resolution": 16,
+                },
+                "audio_config": {"codebook_size": 8, "num_filters": 4, "hidden_size": 8, "codebook_dim": 8},
+                "image_token_id": 49,
+                "audio_token_id": 48,
+                "image_token_offset": 50,
+                "audio_token_offset": 58,
+                "tie_word_embeddings": tied,
+            },
+        )
+        for tied in (True, False)
+    },
     "Git-images": ("GitForCausalLM", "GitConfig", {**SINGLE, "vision_config": VISION}),
     "Phi4-images": (
         "Phi4MultimodalForCausalLM",
@@ -416,4 +497,4 @@ MULTIMODAL: dict[str, tuple[str, str, dict[str, Any]]] = {
 }
 
 # Packages that a case needs beside transformers.
-REQUIRES = {"Gemma3n-images": "timm"}
+REQUIRES = {"Gemma3n-images": "timm", "FastVlm": "timm", "PerceptionLM": "timm"}

@@ -18,8 +18,9 @@ def config_images(config: Any, generator: torch.Generator) -> tuple[Tensor, str]
     if hasattr(config, "architecture"):  # a tower of timm, whose config does not state its images
         from timm.models import get_pretrained_cfg_value
 
-        shape: Any = get_pretrained_cfg_value(config.architecture, "input_size")
-        return random_images(shape, generator)
+        pretrained: Any = get_pretrained_cfg_value(config.architecture, "input_size")
+        size = (getattr(config, "model_args", None) or {}).get("img_size", pretrained[1:])
+        return random_images((pretrained[0], *height_and_width(size)), generator)
     config = getattr(config, "encoder", None) or getattr(config, "vision_config", None) or config
     owners = (config, getattr(config, "backbone_config", None))
     sizes = (getattr(owner, key, None) for owner in owners for key in ("image_size", "input_size"))

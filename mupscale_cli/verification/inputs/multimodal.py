@@ -12,7 +12,7 @@ from torch import Tensor
 from mupscale_cli.verification.inputs.batch import BATCH, LENGTH, random_tokens
 from mupscale_cli.verification.inputs.images import config_images
 from mupscale_cli.verification.inputs.layers import reads_rows
-from mupscale_cli.verification.inputs.patches import images_as_patches, patches_on_grids
+from mupscale_cli.verification.inputs.patches import flattened_patches, images_as_patches, patches_on_grids
 from mupscale_cli.verification.inputs.placeholders import (
     audio_token,
     features_of,
@@ -36,9 +36,15 @@ def beside_images(
     kind = visual_kind(config)
     placeholder, encode = token_id(config, f"{kind}_token"), features_of(model, kind)
     made["input_ids"] = with_placeholders(model, {**keywords, **made}, placeholder, encode)
-    for name in {"mm_token_type_ids", "moe_mm_token_type_ids"} & reads.keys():
-        made[name] = torch.eq(made["input_ids"], image_token(config) or 0).long()
+    if hasattr(model.config, "vlm_config") and "image_grid_thw" in made:  # ColQwen2 pads the patches of each image
+        made["pixel_values"] = made["pixel_values"].unflatten(0, (BATCH, -1))
     return made
+
+
+def token_types(reads: Mapping[str, Any], config: Any, tokens: Tensor) -> dict[str, Tensor]:
+    """Tell image placeholders from other tokens, for models that read this."""
+    types = torch.eq(tokens, image_token(config) or 0).long()
+    return dict.fromkeys(sorted({"mm_token_type_ids", "moe_mm_token_type_ids"} & reads.keys()), types)
 
 
 def beside_sounds(
@@ -66,17 +72,16 @@ def _image_inputs(model: Any, config: Any, generator: torch.Generator) -> dict[s
     parameters = inspect.signature(features_of(model, "image") or model.forward).parameters
     if made := images_as_patches(vision, {*reads, *parameters}, model.dtype, generator):
         return made
+    if "image_embeds_position_mask" in reads:
+        return _in_place_of_tokens(model, config, reads, generator)
     pixels = config_images(vision, generator)[0].to(model.dtype)
-    if "image_embeds_position_mask" in reads:  # features take the place of the first tokens
-        places = torch.arange(LENGTH).lt(config.latent_query_num).expand(BATCH, -1)
-        return {"pixel_values": pixels, "image_embeds_position_mask": places}
     if visual_kind(config) == "video":
         return {"pixel_values": torch.stack([pixels, pixels.flip(-1)], dim=1)}
     if "aspect_ratio_ids" in parameters:  # one tile of as many as an image may have
         return _tiled(pixels, vision.max_num_tiles)
     if "tile_fine_mask" in reads:  # tiles, and which of them are not padding
         return {"pixel_values": pixels[:, None], "pixel_attention_mask": torch.ones(BATCH, 1, dtype=torch.bool)}
-    if "pixel_attention_mask" in parameters:  # several images per text
+    if "pixel_attention_mask" in parameters or hasattr(config, "vision_use_cls_token"):  # several images per text
         return {"pixel_values": pixels[:, None]}
     if "high_res_pixel_values" in parameters:  # each image in two sizes
         large = config_images(config.high_res_vision_config, generator)[0]
@@ -87,6 +92,17 @@ def _image_inputs(model: Any, config: Any, generator: torch.Generator) -> dict[s
     if hasattr(config, "image_grid_pinpoints"):  # each image and its tiles
         pixels = pixels[:, None].repeat(1, 1 + _tiles(config, vision, sizes[0].tolist()), 1, 1, 1)
     return {"pixel_values": pixels, "image_sizes": sizes}
+
+
+def _in_place_of_tokens(
+    model: Any, config: Any, reads: Mapping[str, Any], generator: torch.Generator
+) -> dict[str, Tensor]:
+    """Make images whose features take the place of the first tokens."""
+    as_patches = "flattened_patches" in reads
+    images, _ = flattened_patches(model, config, generator) if as_patches else config_images(config, generator)
+    places = torch.arange(LENGTH).lt(config.latent_query_num).expand(BATCH, -1)
+    name = "flattened_patches" if as_patches else "pixel_values"
+    return {name: images.to(model.dtype), "image_embeds_position_mask": places}
 
 
 def _tiled(pixels: Tensor, num_tiles: int) -> dict[str, Tensor]:
@@ -113,6 +129,10 @@ def _sound_inputs(model: Any, config: Any, generator: torch.Generator) -> dict[s
     """Make one spectrogram or waveform per text, and the masks of its frames that the class takes."""
     owners = [owner for owner in (model, getattr(model, "model", None)) if owner is not None]
     parameters = _parameters(owner.forward for owner in owners)  # a head may pass all its arguments to its model
+    if "audio_input_ids" in parameters:  # a level for each band of each frame
+        sound = sound_config(config)
+        shape = (BATCH, LENGTH, sound.n_mel_bins)
+        return {"audio_input_ids": torch.randint(sound.mel_vocab_size, shape, generator=generator)}
     name = "input_features" if "input_features" in parameters else "input_values"
     make = spectrograms if name == "input_features" else waveforms
     sounds = make(model, sound_config(config), generator)[0].to(model.dtype)

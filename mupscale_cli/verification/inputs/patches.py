@@ -71,6 +71,19 @@ def _placed_patches(vision: Any, dtype: torch.dtype, generator: torch.Generator)
     return {"pixel_values": patches.to(dtype), "image_position_ids": places, "pixel_position_ids": places}
 
 
+def _blocks_of_pixels(vision: Any, dtype: torch.dtype, generator: torch.Generator) -> dict[str, Tensor]:
+    """Make images of four patches each, as frames of pixels with their channels."""
+    shape = (4 * BATCH, vision.temporal_patch_size, vision.patch_size, vision.patch_size, vision.num_channels)
+    return {"pixel_values": torch.randn(shape, generator=generator, dtype=torch.float64).to(dtype)}
+
+
+def _patches_of_grids(vision: Any, dtype: torch.dtype, generator: torch.Generator) -> dict[str, Tensor]:
+    """Make square images as one sequence of patches as rows."""
+    side = vision.image_size // vision.patch_size
+    patches = torch.randn(BATCH * side * side, vision.patch_dim, generator=generator, dtype=torch.float64)
+    return {"pixel_values": patches.to(dtype), "image_grid_hw": torch.full((BATCH, 2), side)}
+
+
 def _rows_of_patches(vision: Any, dtype: torch.dtype, generator: torch.Generator) -> dict[str, Tensor]:
     """Make square images as rows of patches."""
     shape = (BATCH, vision.num_patches, vision.num_channels * vision.patch_size**2)
@@ -88,6 +101,8 @@ _PATCHES: dict[str, Callable[[Any, torch.dtype, torch.Generator], dict[str, Tens
     "spatial_shapes": _rows_of_patches,  # patches side by side, of any aspect ratio
     "image_position_ids": _placed_patches,  # patches and their places
     "pixel_position_ids": _placed_patches,  # which the tower alone calls so
+    "audio_input_ids": _blocks_of_pixels,  # Inkling's patches, with the channels last
+    "image_grid_hw": _patches_of_grids,  # the patches of all images, and their grids
 }
 
 

@@ -64,4 +64,5 @@ def num_features(model: Any, keywords: Mapping[str, Tensor], encode: Callable[..
 def features_of(model: Any, kind: str) -> Any:
     """Return the function that turns images or sounds into features, which some heads leave to their model, or None."""
     name = f"get_{kind}_features"
-    return getattr(model, name, None) or getattr(getattr(model, "model", None), name, None)
+    owners = (model, getattr(model, "model", None), getattr(model, "vlm", None))
+    return next((encode for owner in owners if (encode := getattr(owner, name, None)) is not None), None)

@@ -13,12 +13,13 @@ from mupscale_cli.verification.inputs.batch import BATCH, Inputs, unknown_kind
 from mupscale_cli.verification.inputs.images import config_images
 from mupscale_cli.verification.inputs.layers import reads_rows
 from mupscale_cli.verification.inputs.layout import layout_inputs
-from mupscale_cli.verification.inputs.multimodal import beside_images, beside_sounds
+from mupscale_cli.verification.inputs.multimodal import beside_images, beside_sounds, token_types
 from mupscale_cli.verification.inputs.patches import flattened_patches, images_as_patches, patches_on_grids
 from mupscale_cli.verification.inputs.placeholders import features_of
 from mupscale_cli.verification.inputs.series import series
 from mupscale_cli.verification.inputs.sounds import sound_config, spectrograms, waveforms
 from mupscale_cli.verification.inputs.tokens import config_tokens, decoder_tokens, for_head
+from mupscale_cli.verification.result import CannotVerify
 
 
 def transformers_inputs(model: Any, generator: torch.Generator) -> Inputs:
@@ -27,7 +28,7 @@ def transformers_inputs(model: Any, generator: torch.Generator) -> Inputs:
     Raises:
         CannotVerify: the model takes another kind of input.
     """
-    config: Any = model.config
+    config: Any = getattr(model.config, "vlm_config", model.config)  # of the model that one for retrieval consists of
     reads = inspect.signature(model.forward).parameters
     grid = next((each for each in ("grid_thw", "image_grid_thw") if each in reads and "input_ids" not in reads), None)
     if grid is not None:
@@ -46,11 +47,19 @@ def transformers_inputs(model: Any, generator: torch.Generator) -> Inputs:
     if name == "input_ids":
         keywords |= _beside_tokens(config, reads, values, generator)
     if name == "input_ids" and getattr(config, "vision_config", None) is not None:
-        if "pixel_values" not in reads:
+        if not {"pixel_values", "flattened_patches"} & reads.keys():
             return Inputs((), keywords, f"{description} without images")  # this class takes them in a form of its own
-        return Inputs((), keywords | beside_images(model, config, keywords, generator), f"{description} with images")
+        keywords |= beside_images(model, config, keywords, generator)
+        description = f"{description} with images"
     if name == "input_ids" and sound_config(config) is not None and features_of(model, "audio") is not None:
-        return Inputs((), keywords | beside_sounds(model, config, keywords, generator), f"{description} with sounds")
+        try:
+            keywords |= beside_sounds(model, config, {"input_ids": keywords["input_ids"]}, generator)
+            description = f"{description} and sounds" if "pixel_values" in keywords else f"{description} with sounds"
+        except CannotVerify:
+            if "pixel_values" not in keywords:  # images and texts are most of the other models
+                raise
+    if "pixel_values" in keywords and "input_ids" in keywords:
+        keywords |= token_types(reads, config, keywords["input_ids"])
     return Inputs((), keywords, description)
 
 
