@@ -37,7 +37,7 @@ def beside_images(
     placeholder, encode = token_id(config, f"{kind}_token"), features_of(model, kind)
     made["input_ids"] = with_placeholders(model, {**keywords, **made}, placeholder, encode)
     if hasattr(model.config, "vlm_config") and "image_grid_thw" in made:  # ColQwen2 pads the patches of each image
-        made["pixel_values"] = made["pixel_values"].unflatten(0, (BATCH, -1))
+        made["pixel_values"] = made["pixel_values"].view(BATCH, -1, made["pixel_values"].shape[-1])
     return made
 
 
