@@ -349,7 +349,10 @@ def _train_narrow(
         for name, (tensor, source) in tensors.items():
             history, now = gradients[source], plain[source].detach().to("cpu", copy=True)
             ignored = history.only_rounding.cpu()
-            response = _largest(planned_change(tensor, (disturbed[source].detach().cpu() - now) * ~ignored))
+            # The few elements of a small parameter may have been moved back; one rounding of them is always possible.
+            unit = torch.finfo(torch.float64).eps * now.abs()
+            change = torch.maximum((disturbed[source].detach().cpu() - now).abs(), unit)
+            response = _largest(planned_change(tensor, change * ~ignored))
             moved = _largest(planned_change(tensor, (now - initial[source]) * ~ignored))
             parameters[name] = _ExpectedParameter(
                 tensor=tensor,
@@ -418,8 +421,13 @@ class _GradientHistory:
 
     @property
     def only_rounding(self) -> Tensor:
-        """A mask of the elements whose gradients never exceeded what rounding may change a gradient by."""
-        return (self._largest > 0) & (self._largest <= self._factor * self._response)
+        """A mask of the elements whose gradients never exceeded what rounding may change a gradient by.
+
+        A gradient of 0 counts only if all gradients of the parameter are rounding errors, some of which cancel: the
+        bias in front of a BatchNorm over two values has two gradients of opposite sign.
+        """
+        is_small = self._largest <= self._factor * self._response
+        return is_small if self._response and bool(is_small.all()) else is_small & (self._largest > 0)
 
     @property
     def has_gradient(self) -> bool:

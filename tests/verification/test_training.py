@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
+from torch import nn
 
 from helpers import MODELS, build, randomize
 from mupscale_cli.checkpoints.reading import open_checkpoint
@@ -21,7 +22,7 @@ from mupscale_cli.verification.optimizers import decayed_parameters
 from mupscale_cli.verification.options import VerifyOptions
 from mupscale_cli.verification.result import CannotVerify
 from mupscale_cli.verification.steps import train_checkpoints
-from mupscale_cli.verification.training import batch_loss
+from mupscale_cli.verification.training import _GradientHistory, batch_loss
 from small_models.multimodal import REQUIRES
 from training import CASES, OPTIMIZERS, first_steps, make, named_kind, save_training
 
@@ -50,13 +51,14 @@ HEADLESS += (
     "DPT-depths",
     "DPR",
 )
-# The first update of the scales that all channels share differs by 1.9e-13 where 4.9e-14 is allowed. Why is not known.
-SHARED_SCALES = ("HGNet2-affine",)
+# A BatchNorm behind a pooling over the whole image normalizes the two values of the batch, which turns rounding errors
+# of 1e-16 into differences of 0.1 within 20 steps, so that `verify` asks for fewer.
+TWO_VALUES = ("MobileNet2-masks",)
 # In evaluation mode, its class keeps the biases of attention from the first step.
 CACHED = ("LeViT",)
 # Sines and cosines of new frequencies get weights that learn.
 SINUSOIDS = ("XLNet", "Wav2Vec2Conformer-sinusoids", "Wav2Vec2Bert-sinusoids", "Parakeet")
-TRAINED = [case for case in MODELS if not case.startswith((*FUSED, *HEADLESS, *SINUSOIDS, *SHARED_SCALES, *CACHED))]
+TRAINED = [case for case in MODELS if not case.startswith((*FUSED, *HEADLESS, *SINUSOIDS, *TWO_VALUES, *CACHED))]
 # One case per kind of architecture: dense, offset gains, mixtures of experts in four forms, latent attention, encoders,
 # encoder-decoders, convolutions with and without BatchNorm, state spaces and hybrids, images with text.
 KINDS = [
@@ -199,6 +201,26 @@ def test_the_allowance_is_a_multiple_of_the_measured_response(tmp_path):
     # A loss cannot be known more closely than 2^-52; disturbing last bits changes it by a few of those.
     assert 2**-52 <= record["response"] < 100 * 2**-52
     assert 2**-53 < training.weights.allowed / training.factor < 1e-14
+
+
+def test_opposite_gradients_that_cancel_to_zero_are_rounding_errors(tmp_path):
+    """Those of a bias in front of a BatchNorm over two values: exactly 0 in the narrow model, not in the wide one."""
+    history = _GradientHistory(nn.Parameter(torch.zeros(3)), 8.0)
+    history.add(torch.tensor([0.0, 1e-16, -2e-16]), torch.tensor([0.0, -1e-16, 1e-16]))
+    assert history.only_rounding.all()
+    history.add(torch.tensor([0.0, 1.0, 0.0]), torch.tensor([0.0, 1.0, 0.0]))
+    assert history.only_rounding.tolist() == [False, False, True]  # the first one must stay 0
+    untouched = _GradientHistory(nn.Parameter(torch.zeros(3)), 8.0)
+    untouched.add(torch.zeros(3), torch.zeros(3))
+    assert not untouched.only_rounding.any()
+
+
+@pytest.mark.parametrize("case", ["HGNet2-affine", pytest.param("GroupViT-both", marks=pytest.mark.slow)])
+def test_parameters_in_front_of_a_batch_norm_agree(case, tmp_path):
+    """A single number that all channels share may be exactly where it was without the disturbance."""
+    training = train(tmp_path, case, "adamw", 2, steps=SLOW_STEPS)
+    assert training.agrees, training
+    assert training.weights.allowed > 0
 
 
 def test_gradients_that_are_rounding_errors_are_not_compared(tmp_path):
