@@ -43,17 +43,9 @@ def find_groups(doubled: DoubledShapes, axes: Axes, model: nn.Module, order: Seq
             _polynomial(doubled, axes, name, dim, moving) for dim, moving in enumerate(moving_axes[name])
         )
         grouped[_pattern(name, name_axes), polynomials].append(name)
-    same_pattern: dict[str, list[tuple[tuple[str, tuple[Polynomial, ...]], list[str]]]] = defaultdict(list)
-    for key, names in grouped.items():
-        same_pattern[key[0]].append((key, names))
-    patterns = {
-        key: pattern
-        for members in same_pattern.values()
-        if len(members) > 1
-        for (key, _), pattern in zip(members, narrowed([names for _, names in members], name_axes), strict=True)
-    }
+    patterns = _told_apart(grouped, name_axes)
     groups = []
-    for (pattern, polynomials), names in grouped.items():
+    for pattern, polynomials, names in patterns:
         first = names[0]
         kind = _module_kind(first, modules)
         place = _attention_place(first, attentions)
@@ -63,7 +55,7 @@ def find_groups(doubled: DoubledShapes, axes: Axes, model: nn.Module, order: Seq
         )
         groups.append(
             Group(
-                patterns.get((pattern, polynomials), pattern),
+                pattern,
                 tuple(names),
                 name_axes.get(starred(first), ()),
                 dims,
@@ -166,6 +158,32 @@ def _pattern(name: str, name_axes: _NameAxes, spelled: Mapping[int, str] | None 
     texts = {position: f"{{{axis}}}" for position, axis in name_axes.get(starred(name), ())} | dict(spelled or {})
     counter = itertools.count()
     return NUMBER_IN_NAME.sub(lambda _: texts.get(next(counter), "*"), name)
+
+
+def _told_apart(
+    grouped: Mapping[tuple[str, tuple[Polynomial, ...]], list[str]], name_axes: _NameAxes
+) -> list[tuple[str, tuple[Polynomial, ...], list[str]]]:
+    """Return groups with patterns that no two share; where no number tells groups apart, each name is a group."""
+    alike: dict[str, list[tuple[tuple[Polynomial, ...], list[str]]]] = defaultdict(list)
+    for (pattern, polynomials), names in grouped.items():
+        alike[pattern].append((polynomials, names))
+    patterns: dict[tuple[str, tuple[Polynomial, ...]], str | None] = {}
+    for pattern, members in alike.items():
+        found: list[str] | list[None] = [None] * len(members)
+        if len(members) == 1:
+            found = [pattern]
+        else:
+            try:
+                found = narrowed([names for _, names in members], name_axes)
+            except InferError:
+                if starred(members[0][1][0]) in name_axes:
+                    raise
+        patterns |= {(pattern, polynomials): each for (polynomials, _), each in zip(members, found, strict=True)}
+    told: list[tuple[str, tuple[Polynomial, ...], list[str]]] = []
+    for key, names in grouped.items():
+        pattern = patterns[key]
+        told += [(name, key[1], [name]) for name in names] if pattern is None else [(pattern, key[1], names)]
+    return told
 
 
 def narrowed(members: Sequence[Sequence[str]], name_axes: _NameAxes) -> list[str]:

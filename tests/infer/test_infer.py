@@ -389,6 +389,22 @@ def test_a_model_that_draws_a_mask_draws_the_same_in_every_trial(tmp_path):
     assert len(infer_user_model(f"{tmp_path / 'net.py'}:build").draft.movable) == 2
 
 
+def test_layers_that_no_number_tells_apart_have_rules_of_their_own(tmp_path):
+    (tmp_path / "net.py").write_text(
+        "from torch import nn\n"
+        "config = {'inputs': 5, 'width': 8}\n\n\n"
+        "def build(c):\n"
+        "    w = c['width']\n"
+        "    sizes = ((c['inputs'], w, 2 * w), (2 * w, 3 * w, 1))\n"
+        "    stages = [nn.Sequential(nn.Linear(a, b), nn.Tanh(), nn.Linear(b, c)) for a, b, c in sizes]\n"
+        "    return nn.Sequential(nn.Sequential(*stages), nn.Tanh())\n"
+    )
+    inferred = infer_user_model(f"{tmp_path / 'net.py'}:build")
+    assert inferred.worst < 1e-12
+    assert len(inferred.draft.movable) == 1
+    assert "0.1.0.weight" in layouts(read_draft(inferred.text, "stages"))
+
+
 def test_user_model_needs_a_config(tmp_path):
     (tmp_path / "net.py").write_text(USER_MODEL.replace("config = {", "other = {"))
     with pytest.raises(MupscaleError, match="needs a config"):
