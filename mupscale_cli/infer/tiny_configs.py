@@ -167,6 +167,7 @@ def _own_settings(defaults: Mapping[str, Any], flags: Mapping[str, Any]) -> Iter
     num_layers = next((sizes[key] for key in sizes if meaning(key).counts == "layers"), 4)
     full_depth = next((defaults[key] for key in sizes if meaning(key).counts == "layers"), None)
     sizes.update(_layer_lists(config, full_depth, num_layers))
+    sizes.update(_outputs(config, num_layers))
     head_settings = list(_head_settings(config, defaults, sizes))
     for structure in ({}, *_structures(config, sizes, num_layers)):
         for heads in head_settings:
@@ -200,6 +201,13 @@ def _head_settings(
         yield dict.fromkeys(head_sizes, 2 * HIDDEN // HEADS)
     if "attention_hidden_size" in sizes:
         yield {"attention_hidden_size": HIDDEN}
+
+
+def _outputs(config: Mapping[str, Any], num_layers: int) -> dict[str, Any]:
+    """Let a backbone return as many layers as in full size, the last ones."""
+    indices = config.get("out_indices")
+    count = len(indices) if isinstance(indices, (list, tuple)) else 0
+    return {"out_indices": list(range(num_layers - count + 1, num_layers + 1))} if 1 < count <= num_layers else {}
 
 
 def _layer_lists(config: Mapping[str, Any], full_depth: object, num_layers: int) -> dict[str, Any]:

@@ -31,6 +31,7 @@ _RANKS = (20, 18, 14, 22)
 _MEANINGS = tuple(
     Meaning(*row)
     for row in (
+        ("", r"reassemble_hidden_size", (HIDDEN,)),  # that of the backbone
         ("vocab", r".*vocab.*size.*|vocab_sizes?|n_vocab|entity_vocab_size", (53,)),
         ("", r"num_kv_shared_layers", (2,)),
         ("", r".*dense_replace|num_dense_layers|.*dense_layers", (1,)),

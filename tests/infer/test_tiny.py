@@ -72,6 +72,11 @@ def test_the_sections_of_rotary_frequencies_fit_the_heads():
     assert 2 * sum(config["rope_parameters"]["mrope_section"]) in (8, 12)
 
 
+@pytest.mark.parametrize("model_type", ["upernet", "prompt_depth_anything"])
+def test_a_tiny_backbone_returns_as_many_layers_as_its_neck_reads(model_type):
+    tiny_model(model_type, task_of(model_type))
+
+
 @pytest.mark.parametrize(
     ("model_type", "names"),
     [
