@@ -181,8 +181,8 @@ def _told_apart(
         patterns |= {(pattern, polynomials): each for (polynomials, _), each in zip(members, found, strict=True)}
     told: list[tuple[str, tuple[Polynomial, ...], list[str]]] = []
     for key, names in grouped.items():
-        pattern = patterns[key]
-        told += [(name, key[1], [name]) for name in names] if pattern is None else [(pattern, key[1], names)]
+        own = patterns[key]
+        told += [(name, key[1], [name]) for name in names] if own is None else [(own, key[1], names)]
     return told
 
 
