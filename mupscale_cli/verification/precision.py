@@ -14,10 +14,10 @@ from mupscale_cli.dtypes import DTYPES, FLOATS, DType, dtype_of
 from mupscale_cli.plan import Plan, TensorPlan
 from mupscale_cli.verification.result import Comparison
 
-_LOW = tuple(dtype.torch for dtype in FLOATS.values() if dtype.torch != torch.float64)
-_CASTS = (torch.Tensor.float, torch.Tensor.half, torch.Tensor.bfloat16)
+_LOW = frozenset(dtype.torch for dtype in FLOATS.values() if dtype.torch != torch.float64)
+_CASTS = frozenset({torch.Tensor.float, torch.Tensor.half, torch.Tensor.bfloat16})
 # These read or reinterpret bytes: the data determine their type.
-_BYTES = (torch.frombuffer, torch.Tensor.view, torch.Tensor.view_as)
+_BYTES = frozenset({torch.frombuffer, torch.Tensor.view, torch.Tensor.view_as})
 _LAMBDA = 8.0
 
 
@@ -29,17 +29,18 @@ class _Float64Mode(TorchFunctionMode):
     """
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        kwargs = kwargs or {}
+        # Every operation of a model passes here, so this does nothing more than it must.
         if func in _CASTS:
             return args[0].double()
-        if func not in _BYTES:
-            args = tuple(_to_float64(value) for value in args)
-            kwargs = {key: _to_float64(value) for key, value in kwargs.items()}
+        if func in _BYTES:
+            return func(*args, **(kwargs or {}))
+        args = [torch.float64 if type(value) is torch.dtype and value in _LOW else value for value in args]
+        if not kwargs:
+            return func(*args)
+        for key, value in kwargs.items():
+            if type(value) is torch.dtype and value in _LOW:
+                kwargs = {**kwargs, key: torch.float64}
         return func(*args, **kwargs)
-
-
-def _to_float64(value: Any) -> Any:
-    return torch.float64 if isinstance(value, torch.dtype) and value in _LOW else value
 
 
 @contextmanager
