@@ -127,17 +127,31 @@ def test_only_the_hub_package_imports_huggingface_hub():
     assert {name for name in users if not name.startswith("checkpoints.hub.")} == {"plan.shards"}
 
 
+HEAVY = ("torch", "transformers", "matplotlib")
+
+
 def loaded(code, *arguments):
     """Return the heavy modules that a process has imported when it ends."""
-    heavy = ("torch", "transformers", "matplotlib")
-    program = f"{code}\nimport sys\nprint('LOADED', *(name for name in {heavy} if name in sys.modules))"
+    program = f"{code}\nimport sys\nprint('LOADED', *(name for name in {HEAVY} if name in sys.modules))"
     result = subprocess.run([sys.executable, "-c", program, *arguments], capture_output=True, text=True, check=True)
     return result.stdout.splitlines()[-1].split()[1:]
 
 
-@pytest.mark.parametrize("module", NO_TORCH)
-def test_planning_needs_no_torch(module):
-    assert loaded(f"import mupscale_cli.{module}") == []
+IMPORTS = """
+import importlib, json, sys
+first = {}
+for module in json.loads(sys.argv[1]):
+    importlib.import_module(f"mupscale_cli.{module}")
+    first |= {name: first.get(name, module) for name in json.loads(sys.argv[2]) if name in sys.modules}
+print(json.dumps(first))
+"""
+
+
+def test_planning_needs_no_torch():
+    """Import all modules in one process, and name the first one that brings a heavy module along."""
+    words = [json.dumps(NO_TORCH), json.dumps(HEAVY)]
+    result = subprocess.run([sys.executable, "-c", IMPORTS, *words], capture_output=True, text=True, check=True)
+    assert json.loads(result.stdout) == {}
 
 
 COMMANDS = """
