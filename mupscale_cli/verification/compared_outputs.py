@@ -1,4 +1,4 @@
-"""Comparing the outputs of both models, of which those of a headless one are copies."""
+"""Comparing the outputs of both models: a headless one copies its units."""
 
 from __future__ import annotations
 
