@@ -16,7 +16,7 @@ from mupscale_cli.cli.output import number_text
 if TYPE_CHECKING:
     from mupscale_cli.architecture.types import Recipe
     from mupscale_cli.plan import Plan
-    from mupscale_cli.reports.explain import Consequence, Explanation
+    from mupscale_cli.reports.explanation import Consequence, Explanation
     from mupscale_cli.reports.formulas import Part
 
 TensorName = Annotated[

@@ -11,7 +11,7 @@ from rich.console import Console
 from rich.text import Text
 
 from mupscale_cli.architecture.expressions import look_up
-from mupscale_cli.cli import files, output, render
+from mupscale_cli.cli import files, output, render, verification_view
 from mupscale_cli.cli.output import bytes_text, count_text
 from mupscale_cli.dtypes import TensorSpec
 from mupscale_cli.infer.vocabulary import meaning
@@ -165,7 +165,7 @@ def _equivalence(verification: FunctionCheck) -> Text:
     figure = _figure(compared)
     if not verification.keeps_function:
         plain = f"; same function without noise: {figure}" if verification.unperturbed else ""
-        return Text(f"{render.intended_difference(verification)}{plain} ({where})")
+        return Text(f"{verification_view.intended_difference(verification)}{plain} ({where})")
     if verification.unperturbed:
         figure = f"{_figure(verification)}; without noise {compared.max_rel:.1e}"
     modules = f", {verification.num_modules} modules" if verification.num_modules else ""

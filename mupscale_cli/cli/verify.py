@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from mupscale_cli.cli import options, output, render
+from mupscale_cli.cli import options, output, verification_view
 from mupscale_cli.cli.completion import complete_checkpoint
 from mupscale_cli.errors import MupscaleError
 from mupscale_cli.tasks.recorded import RecordedWidening, newest_widened, replan_widening
@@ -102,11 +102,11 @@ def verify(
     if as_json:
         output.print_document("verify", {"wide": wide, **result.as_document()})
     else:
-        render.print_verification(output.report(), result)
+        verification_view.print_verification(output.report(), result)
     if report is not None:  # also if the models differ: that is when it is needed most
         write_report(report, wide, widening, result)
     if not result.agrees:
-        _fail(render.failure_text(result))
+        _fail(verification_view.failure_text(result))
     if error := result.incomplete:
         output.print_error(error)
         raise typer.Exit(error.exit_code)

@@ -12,7 +12,7 @@ import typer
 
 from mupscale_cli.checkpoints.hub.publishing import require_login
 from mupscale_cli.checkpoints.target import check_output
-from mupscale_cli.cli import explain, files, options, output, render, summary, usage
+from mupscale_cli.cli import explain, files, options, output, render, summary, usage, verification_view
 from mupscale_cli.cli import push as push_command
 from mupscale_cli.engine.memory import WIDENING_BYTES, free_memory
 from mupscale_cli.engine.ranks import ALONE, join_ranks, launched_ranks
@@ -325,7 +325,7 @@ def _report_complete(result: Widened) -> None:
     """Say that the output exists and is complete, and what its verification found if it had none."""
     console = output.report()
     if result.verification is not None:
-        render.print_function(console, result.verification)
+        verification_view.print_function(console, result.verification)
     console.print(
         f"{result.output} is complete, from the same input with the same options; nothing was written",
         markup=False,
@@ -347,7 +347,7 @@ def _report(
     console.print(render.axes_table(result.plan))
     console.print()
     if result.verification is not None:
-        render.print_function(console, result.verification)
+        verification_view.print_function(console, result.verification)
         if advice := render.untying_advice(result.plan):
             output.note(advice)
         if not result.verification.agrees:

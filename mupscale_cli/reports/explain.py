@@ -6,23 +6,15 @@ maps (page `theory`).
 
 from __future__ import annotations
 
-import itertools
-import re
-from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
-from difflib import get_close_matches
+from collections.abc import Iterator, Mapping, Sequence
 from fractions import Fraction
-from typing import Any
 
 from mupscale_cli.architecture.layouts import AxisRef, Concatenation, Dim, Fixed, Layout, Product, parse_layout
-from mupscale_cli.architecture.patterns import Alternatives, NameAxis, Pattern, Prefix
+from mupscale_cli.architecture.patterns import NameAxis
 from mupscale_cli.architecture.types import Recipe, TensorRule
-from mupscale_cli.errors import PlanError
-from mupscale_cli.optimizers.rules.powers import UNCHANGED, Powers, Ratios
-from mupscale_cli.optimizers.rules.rule import OptimizerRule
-from mupscale_cli.optimizers.rules.table import OPTIMIZERS
 from mupscale_cli.plan import Plan, TensorPlan
 from mupscale_cli.plan.dims import power_scale
+from mupscale_cli.reports.explanation import Explanation, Item
 from mupscale_cli.reports.formulas import (
     COUNT,
     NORMS,
@@ -35,168 +27,8 @@ from mupscale_cli.reports.formulas import (
     monomial_of,
     parts_of,
 )
-from mupscale_cli.text import listed, number_text, starred
-
-_MAX_KINDS = 4  # kinds of tensors to explain at once
-
-
-@dataclass(frozen=True, slots=True)
-class Item:
-    """An axis, a fixed size or a segment of a dimension.
-
-    Attributes:
-        depth: nesting depth in segments.
-        what: name of the axis, the fixed size, or `part N`.
-        size: number of units before widening, None if unknown.
-        factor: factor of the axis, 1 if it is not widened; None if unknown.
-        words: description of the axis and of its copies.
-    """
-
-    depth: int
-    what: str
-    size: int | None
-    factor: int | None
-    words: str
-
-    def as_record(self) -> dict[str, Any]:
-        """Return the item as `--json` prints it."""
-        return {"what": self.what, "size": self.size, "factor": self.factor, "words": self.words}
-
-
-@dataclass(frozen=True)
-class Explanation:
-    """How a tensor, or all tensors of a kind, are widened.
-
-    Attributes:
-        names: names of the wide tensors, or the pattern of a rule.
-        rule: pattern of the rule that they match.
-        layout: layout in the recipe; `keep` copies the tensor, `omit` drops it.
-        when: condition under which the recipe chooses this layout, None if it has no alternative.
-        shapes: shapes before and after, None without a checkpoint.
-        dtype: dtype of the narrow tensor, None without a checkpoint.
-        dims: items of each dimension.
-        parts: formulas of c and m.
-        factors: factors of the axes; None if unknown.
-        bare: axes that a bare `--factor` widens.
-        remarks: clauses on everything else that happens to the tensor, and why.
-        further: values of what formulas contain in addition to copies: size ratios, and `NORMS`.
-    """
-
-    names: tuple[str, ...]
-    rule: str
-    layout: str
-    when: str | None
-    shapes: tuple[tuple[int, ...], tuple[int, ...]] | None
-    dtype: str | None
-    dims: tuple[tuple[Item, ...], ...]
-    parts: tuple[Part, ...]
-    factors: Mapping[str, int] | None
-    bare: tuple[str, ...]
-    remarks: tuple[str, ...]
-    further: Mapping[str, float | Fraction] = field(default_factory=dict)
-
-    @property
-    def is_widened(self) -> bool:
-        """Return whether an axis of the tensor grows, or may grow if the factors are unknown."""
-        powers = (name for part in self.parts for name in (*part.m.powers, *part.c.powers))
-        return any(self.factors is None or name.startswith(COUNT) or self.factors.get(name, 1) > 1 for name in powers)
-
-    def scales(self, part: Part) -> tuple[float, float] | None:
-        """Return c and m of a part; None if the factors are unknown."""
-        return None if self.values is None else (part.c.value(self.values), part.m.value(self.values))
-
-    @property
-    def values(self) -> Mapping[str, int | float | Fraction] | None:
-        """Values of everything that formulas contain; None if the factors are unknown."""
-        return None if self.factors is None else {**self.factors, **self.further}
-
-    def consequences(self, part: Part) -> tuple[Consequence, ...]:
-        """Return the hyperparameter multipliers of a part, for each optimizer that accepts such a tensor."""
-        rules = [rule for rule in OPTIMIZERS.values() if not rule.matrices_only or len(self.dims) == 2]
-        ratios = UNCHANGED if self.shapes is None else Ratios.of(*self.shapes)
-        return tuple(_consequences(rules, part, self.values, ratios))
-
-    def bare_factor(self, part: Part) -> tuple[str, str]:
-        """Return formulas in K of c and m with `--factor K`."""
-
-        def formula(monomial: Monomial) -> str:
-            power = sum((monomial.powers.get(name, Fraction(0)) for name in self.bare), Fraction(0))
-            return str(Monomial({"K": power} if power else {})).replace("k(K)", "K")
-
-        return formula(part.c), formula(part.m)
-
-    def as_record(self) -> dict[str, Any]:
-        """Return the explanation as `--json` prints it."""
-        return {
-            "names": list(self.names),
-            "rule": self.rule,
-            "layout": self.layout,
-            "when": self.when,
-            "dtype": self.dtype,
-            "shape": None if self.shapes is None else list(self.shapes[0]),
-            "wide_shape": None if self.shapes is None else list(self.shapes[1]),
-            "dims": [[item.as_record() for item in dim] for dim in self.dims],
-            "factors": None if self.factors is None else dict(self.factors),
-            "parts": [self._part_record(part) for part in self.parts],
-            "remarks": list(self.remarks),
-        }
-
-    def _part_record(self, part: Part) -> dict[str, Any]:
-        scales = self.scales(part)
-        return {
-            "coefficient": {"formula": str(part.c), "value": scales and scales[0]},
-            "multiplicity": {"formula": str(part.m), "value": scales and scales[1]},
-            "hyperparameters": [consequence.as_record() for consequence in self.consequences(part)],
-        }
-
-
-@dataclass(frozen=True)
-class Consequence:
-    """Multipliers of a tensor's hyperparameters under some optimizers.
-
-    Attributes:
-        rules: rules of the optimizers that share these multipliers.
-        formulas: formulas of the multipliers of `lr`, `eps` and `weight_decay`, if the optimizer has them.
-        values: values of the formulas, None if the factors are unknown.
-    """
-
-    rules: tuple[OptimizerRule, ...]
-    formulas: Mapping[str, str]
-    values: Mapping[str, float] | None
-
-    @property
-    def optimizers(self) -> tuple[str, ...]:
-        return tuple(rule.name for rule in self.rules)
-
-    def as_record(self) -> dict[str, Any]:
-        """Return the multipliers as `--json` prints them."""
-        return {
-            "optimizers": list(self.optimizers),
-            **{
-                key: {"formula": text, "value": self.values and self.values[key]} for key, text in self.formulas.items()
-            },
-        }
-
-
-def _consequences(
-    known: Iterable[OptimizerRule],
-    part: Part,
-    factors: Mapping[str, int | float | Fraction] | None,
-    ratios: Ratios,
-) -> Iterator[Consequence]:
-    """Yield the hyperparameter multipliers of a part, once for optimizers that share them."""
-    by_formulas: dict[tuple[tuple[str, Powers], ...], list[OptimizerRule]] = {}
-    for rule in known:
-        by_formulas.setdefault(tuple(rule.formulas(rule.decoupled).items()), []).append(rule)
-    for formulas, rules in by_formulas.items():
-        values = None
-        if factors is not None:
-            c, m = part.c.value(factors), part.m.value(factors)
-            values = {key: formula(c, m, ratios) for key, formula in formulas}
-        yield Consequence(tuple(rules), {key: str(formula) for key, formula in formulas}, values)
-
-
-# Lookup ---------------------------------------------------------------------------------------
+from mupscale_cli.reports.named_tensors import check_count, matching_names, sample_names
+from mupscale_cli.text import number_text
 
 
 def explain_tensor(plan: Plan, name: str, factors: Mapping[str, int] | None = None) -> tuple[Explanation, ...]:
@@ -215,7 +47,7 @@ def explain_tensor(plan: Plan, name: str, factors: Mapping[str, int] | None = No
     for tensor in map(by_name.__getitem__, matching_names(name, by_name)):
         key = (tensor.rule, tensor.layout, tensor.source.shape, tensor.target.shape, tensor.parts)
         kinds.setdefault(key, []).append(tensor)
-    _check_count(name, [members[0].target.name for members in kinds.values()])
+    check_count(name, [members[0].target.name for members in kinds.values()])
     known = plan.factors or factors
     return tuple(_explain_members(plan, members, known) for members in kinds.values())
 
@@ -230,69 +62,10 @@ def explain_rule(recipe: Recipe, name: str) -> tuple[Explanation, ...]:
     Raises:
         PlanError: the name means no rule, or too many.
     """
-    by_sample = {sample: rule for rule in recipe.tensors for sample in _sample_names(rule.pattern, recipe)}
+    by_sample = {sample: rule for rule in recipe.tensors for sample in sample_names(rule.pattern, recipe)}
     rules = {id(rule): rule for rule in map(by_sample.__getitem__, matching_names(name, by_sample))}.values()
-    _check_count(name, [rule.pattern.text for rule in rules])
+    check_count(name, [rule.pattern.text for rule in rules])
     return tuple(explanation for rule in rules for explanation in _explain_choices(recipe, rule))
-
-
-def _check_count(name: str, kinds: Sequence[str]) -> None:
-    if len(kinds) > _MAX_KINDS:
-        raise PlanError(
-            f"`--tensor {name}` matches {len(kinds)} kinds of tensors",
-            hint=f"give more of the name: {listed(kinds[:6])}, ...",
-        )
-
-
-def matching_names(name: str, known: Iterable[str]) -> list[str]:
-    """Return the known names that a text matches: an equal name, or else those that contain it between dots.
-
-    Numbers match any number if the text as written matches nothing. A text that matches a weight and its bias means
-    the weight.
-
-    Raises:
-        PlanError: no name matches.
-    """
-    names = list(known)
-    if name in names:
-        return [name]
-    for text, of in ((name, lambda each: each), (starred(name), starred)):
-        wanted = ".".join("[^.]+" if part == "*" else re.escape(part) for part in text.split("."))
-        regex = re.compile(rf"(?:^|.*\.){wanted}(?:\.(.*))?$")
-        rests = {each: match.group(1) for each in names if (match := regex.match(of(each)))}
-        for wanted_rest in (None, "weight"):
-            if exact := [each for each, rest in rests.items() if rest == wanted_rest]:
-                return exact
-        if rests:
-            return list(rests)
-    lasts = {part: each for each in names for part in (each, each.removesuffix(".weight").rpartition(".")[2])}
-    near = get_close_matches(name, lasts, n=3)
-    raise PlanError(
-        f"no tensor is named `{name}`",
-        hint=f"did you mean {' or '.join(f'`{each}`' for each in near)}?"
-        if near
-        else "give a name from the tree or its end, such as `q_proj.weight`",
-    )
-
-
-def _sample_names(pattern: Pattern, recipe: Recipe) -> Iterator[str]:
-    """Yield names that a pattern matches, with `*` for numbers."""
-    for prefixes in recipe.prefixes:
-        choices: list[tuple[str, ...]] = []
-        for part in pattern.parts:
-            match part:
-                case str():
-                    choices.append((part,))
-                case Alternatives():
-                    choices.append(part.texts)
-                case Prefix():
-                    choices.append((prefixes[part.word],))
-                case _:
-                    choices.append(("*",))
-        yield from map("".join, itertools.product(*choices))
-
-
-# Construction ---------------------------------------------------------------------------------
 
 
 def _explain_members(plan: Plan, members: Sequence[TensorPlan], factors: Mapping[str, int] | None) -> Explanation:

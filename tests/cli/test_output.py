@@ -17,7 +17,7 @@ from safetensors.torch import load_file, save_file
 import mupscale_cli
 from cli_runner import run
 from mupscale_cli.cli import manual
-from mupscale_cli.cli.render import failure_text, print_verification
+from mupscale_cli.cli.verification_view import failure_text, print_verification
 from mupscale_cli.tasks.verify import verify
 
 ESCAPES = re.compile(r"\x1b\[[0-9;]*m")

@@ -18,7 +18,7 @@ from mupscale_cli.errors import PictureError
 from mupscale_cli.plan import Plan, TensorPlan
 from mupscale_cli.plan.copies import FRESH
 from mupscale_cli.plan.dims import DimMap
-from mupscale_cli.reports.explain import matching_names
+from mupscale_cli.reports.named_tensors import matching_names
 from mupscale_cli.reports.pictures.canvas import GRAY, INK, heading, new_figure, whole_numbers
 from mupscale_cli.tasks.recorded import RecordedWidening
 from mupscale_cli.text import number_text
