@@ -13,7 +13,7 @@ from helpers import MODELS, randomize
 from mupscale_cli.checkpoints.reading import open_checkpoint
 from mupscale_cli.tasks.planning import plan_widening
 from mupscale_cli.tasks.widen import widen
-from mupscale_cli.verification import activations, comparing
+from mupscale_cli.verification import activations, compared_outputs
 from mupscale_cli.verification.activations import (
     following,
     name_in,
@@ -207,5 +207,5 @@ def test_states_of_a_headless_model_have_the_scale_of_its_stream(tmp_path, monke
     model = randomize(transformers.DoryModel(getattr(transformers, config_class)(**settings)).double())
     model.save_pretrained(tmp_path / "narrow")
     assert widen(tmp_path / "narrow", tmp_path / "wide", 2, dtype="float64").verification.agrees
-    monkeypatch.setattr(comparing, "written_scales", lambda _plan: {})
+    monkeypatch.setattr(compared_outputs, "written_scales", lambda _plan: {})
     assert not widen(tmp_path / "narrow", tmp_path / "other", 2, dtype="float64").verification.agrees
