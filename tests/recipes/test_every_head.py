@@ -52,6 +52,10 @@ LEFT_OUT = {
     "InstructBlipVideoModel": "it returns the outputs of its parts, and no tensor of its own",
     "HGNetV2Backbone": "it returns maps of several sizes and nothing else",
     "Gemma3nModel": "its towers need timm",
+    **dict.fromkeys(
+        ("InklingModel", "Inkling2TextModel", "Inkling2LoopTextModel"),
+        "transformers saves a bare model under names half published and half its own, which the recipes do not know",
+    ),
     "SpeechT5Model": "it reads states of the model's width, which other classes make of sound or text",
     "T5GemmaEncoderModel": "it takes a config without a decoder",
 }
