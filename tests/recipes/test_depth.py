@@ -174,3 +174,14 @@ def test_a_config_with_another_number_of_blocks_is_refused(tmp_path):
     change_config(save_model(tmp_path / "narrow"), num_hidden_layers=3)
     with pytest.raises(PlanError, match="no tensor of block 2"):
         plan_widening(tmp_path / "narrow", layers=4)
+
+
+def test_a_backbone_returns_the_states_behind_the_same_blocks(tmp_path):
+    """DPT reads BEiT's states by the places that its config lists; the copy of a block stands behind it."""
+    source = save_model(tmp_path / "narrow", "DPT-beit")
+    before = json.loads((source / "config.json").read_text())["backbone_config"]
+    blocks = before["num_hidden_layers"]
+    deepen(source, tmp_path / "deep", layers=blocks + 1, layers_at="0")
+    after = json.loads((tmp_path / "deep" / "config.json").read_text())["backbone_config"]
+    assert after["out_indices"] == [place + 1 for place in before["out_indices"]]
+    assert after["stage_names"] == ["stem", *(f"stage{number}" for number in range(1, blocks + 2))]
