@@ -204,7 +204,7 @@ def test_convolutions_with_multipliers_or_groups(tmp_path, model_type, key, layo
     ("model_type", "moving", "given_up"),
     [
         ("chinese_clip", {"h", "d", "ffn", "vision_h", "vision_d", "vision_ffn", "projection"}, set()),
-        ("deepseek_vl", {"embed", "kv", "g", "ffn"}, {"vision_config.hidden_size"}),  # its head is not used
+        ("deepseek_vl", {"embed", "kv", "g", "ffn", "d"}, {"vision_config.hidden_size"}),  # its head is not used
     ],
 )
 def test_parts_have_axes_of_their_own_where_the_inputs_reach_them(model_type, moving, given_up):
