@@ -22,6 +22,25 @@ PREDICTORS = {
     "Glm4Moe-untied": (("model.layers.1.",), "model.layers.2.", "model.layers.2.", {**JOINED, **OWN_READOUT}),
     "Qwen3Next-untied": (("model.layers.1.",), "mtp.layers.0.", "mtp.", QWEN),
     "Mellum-untied": (("model.layers.1.",), "mtp.layers.0.", "mtp.", QWEN),
+    "Ernie4_5_Moe-untied": (
+        ("model.layers.0.",),
+        "model.mtp_block.0.",
+        "model.",
+        {"mtp_emb_norm.0": (EMBED,), "mtp_hidden_norm.0": (EMBED,), "mtp_linear_proj.0": (EMBED, 2 * EMBED)},
+    ),
+    "LongcatFlash-untied": (
+        tuple(
+            f"model.layers.1.{part}.0." for part in ("self_attn", "mlps", "input_layernorm", "post_attention_layernorm")
+        ),
+        "model.mtp.layers.0.",
+        "model.mtp.",
+        {
+            "embed_tokens": (VOCABULARY, EMBED),
+            "norm": (EMBED,),
+            **{f"layers.0.{name}.m": (EMBED,) for name in ("enorm", "hnorm")},
+            "layers.0.eh_proj": (EMBED, 2 * EMBED),
+        },
+    ),
     "MiMoV2Flash-untied": (
         ("model.layers.1.self_attn.", "model.layers.0.mlp.", "model.layers.0.input_layernorm."),
         "model.mtp.layers.0.",
@@ -29,6 +48,8 @@ PREDICTORS = {
         {**JOINED, "pre_mlp_layernorm": (EMBED,), "final_layernorm": (EMBED,)},
     ),
 }
+# LongCat's layers have two blocks, and its predictor one.
+OF_ONE_BLOCK = {"self_attn.0.": "self_attn.", "layernorm.0.": "layernorm.", "mlps.0.": "transformer_layer.mlp."}
 
 
 @pytest.mark.parametrize(
@@ -39,7 +60,13 @@ def test_predictors_widen_with_the_model(case, tmp_path):
 
     def names(tensors):
         """Return the name in the predictor of each tensor that it is like."""
-        return {name: block + name.split(".", 3)[3] for name in tensors if name.startswith(like)}
+
+        def spelled(name):
+            for old, new in OF_ONE_BLOCK.items():
+                name = name.replace(old, new)
+            return block + name
+
+        return {name: spelled(name.split(".", 3)[3]) for name in tensors if name.startswith(like)}
 
     def add(tensors):
         copied = {name: tensors[original].clone() for original, name in names(tensors).items()}
