@@ -151,7 +151,7 @@ class FreshUnits:
             of_stream = self._eps_factor(norm.axes) / self._filled(norm)
             if norm.of is not None:  # its output goes into the stream
                 square *= of_stream
-            elif any(not power.of_size and power.exponent == -1 for power in layout.powers):
+            elif any(not power.of_size and power.exponent in {-1, 0} for power in layout.powers):
                 square /= of_stream  # the readout that follows is the embedding, which has this factor
         return square
 
