@@ -58,7 +58,7 @@ def test_any_size_keeps_the_function(case, sizes, tmp_path):
     [
         *((f"{name}-untied", {"embed": 76}) for name in ("Qwen3Next", "LaraMini", "KimiLinear", "BailingHybrid")),
         *((name, {"embed": 72, "hg": 9}) for name in ("Bamba-untied", "GraniteMoeHybrid-untied")),
-        ("GraniteMoeHybrid-tied", {"hg": 9}),  # a config key takes the copies of the readout, and the last norm its factor
+        ("GraniteMoeHybrid-tied", {"hg": 9}),  # a config key takes the copies of the readout
     ],
 )
 def test_a_norm_behind_an_activation_keeps_its_eps(case, sizes, tmp_path):
