@@ -214,7 +214,8 @@ class _Finder:
     def _with_requirement(self, draft: Draft) -> Draft:
         """Say so if the class refuses widths that are no multiple of the number of heads."""
         architecture, keys = self.models[0].architecture, draft.axes
-        heads = next((key for key in architecture.config if meaning(key).counts == "h" and "." not in key), None)
+        numbers = [key for key, value in architecture.config.items() if type(value) is int and "." not in key]
+        heads = next((key for key in numbers if meaning(key).counts == "h"), None)
         for axis in keys.candidates:
             if heads is None or kind_of(axis.name) != "embed" or "." in axis.key:
                 continue
