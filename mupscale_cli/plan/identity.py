@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Container, Iterable, Mapping
+import itertools
+from collections.abc import Collection, Container, Iterable, Iterator, Mapping
 from typing import Any
 
 from mupscale_cli.architecture.layouts import AxisRef, Layout, Norm, axis_refs
@@ -35,13 +36,44 @@ def find_writers(layouts: Mapping[str, Choice[Any]], streams: frozenset[str]) ->
     projections = {id(layout) for layout in distinct if _sums(layout) and _written(layout) & streams}
     biases = {id(layout) for layout in distinct if not _sums(layout) and _written(layout) & streams}
     following = {id(layout): norm.of for layout in distinct if (norm := _norm_behind(layout, streams))}
-    modules = set(following.values())
-    weights = {name for name, layout in inside.items() if id(layout) in projections and _module(name) not in modules}
+    gains = {name: following[id(layout)] for name, layout in inside.items() if id(layout) in following}
+    weights = {name for name, layout in inside.items() if id(layout) in projections}
+    weights -= _in_front(gains, weights)
     return frozenset(
         name
         for name, layout in inside.items()
-        if name in weights or id(layout) in following or (id(layout) in biases and _weight(name) in weights)
+        if name in weights or name in gains or (id(layout) in biases and _is_added(name, inside, weights))
     )
+
+
+def _is_added(bias: str, layouts: Container[str], writers: Collection[str]) -> bool:
+    """Tell whether a bias belongs to a writer, or to no weight but to a module that contains one."""
+    weight = _weight(bias)
+    if weight in layouts or not bias.endswith(".bias"):
+        return weight in writers
+    return any(writer.startswith(bias.removesuffix("bias")) for writer in writers)
+
+
+def _in_front(gains: Mapping[str, str | None], weights: Iterable[str]) -> set[str]:
+    """Return the projections in front of norms: those of the named module nearest to each gain, in its own block."""
+    modules = set(gains.values())
+    within: dict[tuple[str, str | None], list[str]] = {}
+    for weight in weights:
+        if (module := _module(weight)) in modules:
+            for scope in _scopes(weight):
+                within.setdefault((scope, module), []).append(weight)
+    nearest = (
+        next((within[scope, module] for scope in _scopes(gain) if (scope, module) in within), ())
+        for gain, module in gains.items()
+    )
+    return set(itertools.chain.from_iterable(nearest))
+
+
+def _scopes(name: str) -> Iterator[str]:
+    """Yield the modules around a tensor, innermost first."""
+    while "." in name:
+        name = name.rpartition(".")[0]
+        yield name
 
 
 def sum_norm(layouts: Mapping[str, Choice[Any]], streams: frozenset[str]) -> str | None:

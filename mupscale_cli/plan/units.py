@@ -114,8 +114,9 @@ class _Rewriting:
     where: str
 
     def single(self, template: Template, value: Any) -> Any:
-        """Rewrite a value that stays one value: a unit becomes its first copy."""
-        return self.all(template, value)[0]
+        """Rewrite a value that stays one value: a unit becomes its first copy, the last block of a kind its last."""
+        is_last = isinstance(template, Number) and template.word == "like"
+        return self.all(template, value)[-1 if is_last else 0]
 
     def all(self, template: Template, value: Any) -> list[Any]:
         """Rewrite an item of a list, which becomes an item for each copy of the units that it names."""

@@ -28,6 +28,7 @@ def rewrite(template, value, axes=HEADS, blocks=DEEP):
         ("[(kv g)]", [0, 3], [0, 1, 2, 6, 7, 8, 15, 16, 17, 21, 22, 23]),
         ("h", 3, 6),
         ("[like layers]", [0, 2], [0, 1, 4, 5]),
+        ("like layers", 2, 5),
         ("[layers]", [0, 2], [0, 4]),
         ("[layers]", [-1], [-2]),
         ("[after layers]", [0, 1, 3, -1, -2], [0, 2, 6, -1, -3]),

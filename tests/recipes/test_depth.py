@@ -31,7 +31,12 @@ REFUSED = {
 }
 IN_STAGES = ("Swin", "ConvNext", "ResNet")  # their blocks have no number of their own
 # One case for each way to write to the residual stream and to name blocks.
-CASES = ["Llama-tied", "GPT2-tied", "GPTNeoX-tied", "Mixtral-untied", "Gemma2-tied", "ViT-classifier", "Mamba2-tied"]
+CASES = [
+    *("Llama-tied", "GPT2-tied", "GPTNeoX-tied", "Mixtral-untied", "Gemma2-tied", "ViT-classifier", "Mamba2-tied"),
+    "OlmoHybrid-tied",  # norms behind the projections of some blocks, and none in others
+    "JetMoe-tied",  # a bias of a module with several weights
+    "Ernie4_5_Moe-tied",  # a config that names the last block of a kind
+]
 
 
 def deepen(source, target, **options):
