@@ -21,6 +21,8 @@ from mupscale_cli.verification.user_models import load_user_module
 class Stub(nn.Module):
     """The parts of a transformers model that are needed to make its inputs."""
 
+    dtype = torch.float64
+
     def __init__(self, main_input_name, **config):
         super().__init__()
         self.main_input_name = main_input_name
