@@ -51,6 +51,7 @@ def widen_config(
         PlanError: a section of the config is not an object, or a list is too short.
     """
     known = {**values, **{axis.name: axis.wide_size for axis in axes.values() if axis.wide_size is not None}}
+    unsized = axes.keys() - known.keys()  # no tensor has a unit of these, so the keys of their sizes stay as they are
     changes = []
     for rule in recipe.config:
         *path, last = rule.key.split(".")
@@ -64,9 +65,9 @@ def widen_config(
             continue
         choice = choose(rule.choices, values)
         expression, powers = choice.value
-        after = _scale(evaluate_located(expression, known, choice.text.error), power_scale(powers, axes), choice)
-        if rule.optional and after is None:  # no tensor has the axis, so the key stays as it is
+        if not unsized.isdisjoint(name.name for name in names_in(expression)):
             continue
+        after = _scale(evaluate_located(expression, known, choice.text.error), power_scale(powers, axes), choice)
         before = look_up(rule.key, config)
         if place and before is None:
             raise PlanError(f"config.json has no item `{rule.key}`, which widening changes")

@@ -55,6 +55,23 @@ def test_a_list_without_the_item_is_an_error():
         items_plan({"sizes": [3], "stages": [["x", 1, 4]]})
 
 
+UNUSED = """
+match: {model_type: [unused]}
+axes: {a: {size: width}, b: {size: count}}
+widen: [a, b]
+config: {width: a, count: b, chosen: chosen | b, product: a * b}
+tensors: {"w": "a, .", "e.*b?": "a, ."}
+"""
+
+
+@pytest.mark.parametrize("count", [{"count": 0}, {"count": None}, {}])
+def test_a_key_for_an_axis_that_no_tensor_has_stays(count):
+    recipe = parse_recipe("unused", "unused.yaml", "", parse_document(UNUSED, "unused.yaml"), {})
+    config = {"width": 4, "chosen": 2, "product": 0, **count}
+    plan = make_plan(recipe, [TensorSpec("w", "F32", (4, 3))], config, Request(factor=2))
+    assert plan.config == {**config, "width": 8}
+
+
 @pytest.mark.parametrize("case", ["Llama-tied", "Gemma3-untied", "GPT2-untied", "ResNet-bottleneck"])
 def test_transformers_builds_the_widened_shapes_from_the_config(case, saved, tmp_path):
     import transformers
