@@ -16,6 +16,7 @@ from mupscale_cli.verification.failing import running_a_model
 from mupscale_cli.verification.inputs.batch import BATCH, LENGTH, Inputs, random_tokens
 from mupscale_cli.verification.inputs.placeholders import image_token
 from mupscale_cli.verification.inputs.sounds import hears_while_it_writes
+from mupscale_cli.verification.inputs.texts import vocabulary
 from mupscale_cli.verification.models import Coverage, coverage
 from mupscale_cli.verification.outputs import output_tensor
 from mupscale_cli.verification.placement import Placement
@@ -151,7 +152,7 @@ def _left_padded(model: nn.Module, seed: int, inputs: Inputs) -> tuple[Tensor, T
     generator = torch.Generator().manual_seed(seed + 1)
     config: Any = model.config
     given = inputs.keywords["input_ids"]
-    tokens = random_tokens(config.get_text_config().vocab_size, LENGTH, generator)
+    tokens = random_tokens(vocabulary(config), LENGTH, generator)
     if given.shape == tokens.shape:
         tokens = given.cpu().clone()
     mask = torch.ones(BATCH, LENGTH, dtype=torch.int64)

@@ -56,6 +56,21 @@ def test_varied_tokens_are_all_of_the_vocabulary():
     assert tokens.flatten().bincount().tolist() == [2] * 50
 
 
+@pytest.mark.parametrize(
+    ("case", "what"),
+    [
+        ("ProphetNet-tied", "of 2 sequences of 62 tokens"),  # it predicts at the position behind each of 62 tokens
+        ("Nystromformer-tied", "of 2 sequences of 64 tokens"),  # cut into segments
+        ("Canine", "of 2 sequences of 16 tokens, every one of the vocabulary"),  # characters, which it hashes
+    ],
+)
+def test_further_runs_have_the_texts_that_a_class_takes(case, what, saved, tmp_path):
+    widen(saved(case), tmp_path / "wide", 2, verify=False)
+    found = verify(tmp_path / "wide", only=["function"]).function
+    assert found.agrees
+    assert any(what in comparison.what for comparison in found.comparisons)
+
+
 def test_further_runs_of_a_decoder_have_every_channel_of_codes(saved, tmp_path):
     """Dia reads texts and writes several codes at once."""
     config = build("Dia").config

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import sys
 from typing import Any
 
 import torch
@@ -10,13 +9,13 @@ from torch import Tensor
 
 from mupscale_cli.verification.inputs.batch import BATCH, LENGTH, random_tokens
 from mupscale_cli.verification.inputs.placeholders import audio_token, image_token, token_id
+from mupscale_cli.verification.inputs.texts import only_length, vocabulary
 
 
 def config_tokens(config: Any, generator: torch.Generator) -> tuple[Tensor, str]:
     """Draw texts of the vocabulary of a config, and describe them."""
-    length = getattr(config, "segment_means_seq_len", LENGTH)  # Nyströmformer takes texts of one length
-    vocab_size = getattr(config.get_text_config(), "vocab_size", None) or sys.maxunicode + 1  # or characters
-    tokens = _as_text(config, random_tokens(vocab_size, length, generator))
+    length = only_length(config) or LENGTH
+    tokens = _as_text(config, random_tokens(vocabulary(config), length, generator))
     return _with_codes(config, tokens, generator), f"{BATCH} sequences of {length} random tokens"
 
 
@@ -30,7 +29,7 @@ def decoder_tokens(config: Any, generator: torch.Generator) -> Tensor:
 
 def varied_tokens(config: Any, generator: torch.Generator, batch: int, length: int) -> Tensor:
     """Draw tokens of shape (batch, length) in random order, none twice before all of the vocabulary have occurred."""
-    tokens = _permuted(config.get_text_config().vocab_size, batch * length, generator)
+    tokens = _permuted(vocabulary(config), batch * length, generator)
     return _with_codes(config, _as_text(config, tokens.view(batch, length)), generator)
 
 
