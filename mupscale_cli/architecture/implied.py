@@ -70,5 +70,7 @@ def _head_rules(recipe: Recipe) -> Iterator[TensorRule]:
 
 def _of_any_rows(choice: Choice[Any]) -> Choice[Any]:
     """Return a layout whose first dimension may have any size: a head has other outputs than the readout."""
+    if choice.value == "keep":  # as the head stays then
+        return choice
     text = replace(choice.text, value=f".,{choice.text.value.partition(',')[2]}", as_written=False)
     return replace(choice, value=text.parse(parse_layout), text=text)

@@ -34,6 +34,12 @@ def test_a_recipe_is_parsed():
     assert [choice.condition and choice.condition.value for choice in choices] == ["wide", None]
 
 
+def test_heads_stay_with_a_readout_that_stays():
+    recipe = parse(f"{SMALL}  lm_head.weight: keep\n")
+    (head,) = (rule for rule in recipe.implied if rule.pattern.text.endswith("}.weight"))
+    assert [choice.value for choice in head.choices] == ["keep"]
+
+
 def test_axes_say_what_norms_and_attention_do_with_them():
     text = SMALL.replace("about: the stream", "eps: norm_eps").replace(
         "inner or 4 * embed", "{size: inner, rotary: pairs}"
