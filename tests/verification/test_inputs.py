@@ -95,6 +95,15 @@ def test_a_head_that_passes_its_arguments_on_gets_sounds():
     assert {"input_ids", "input_features", "input_features_mask"} <= set(inputs)
 
 
+@pytest.mark.parametrize("head", ["TextToSpeech", "SpeechToSpeech"])
+def test_a_decoder_of_sound_gets_a_spectrogram_and_a_speaker(head):
+    _, config, settings = MODELS["SpeechT5"]
+    model = getattr(transformers, f"SpeechT5For{head}")(getattr(transformers, config)(**settings)).double()
+    inputs = reference_inputs(model, torch.Generator()).keywords
+    assert {"decoder_input_values", "speaker_embeddings"} <= set(inputs)
+    assert model(**inputs).spectrogram.shape[-1] == model.config.num_mel_bins
+
+
 def test_other_kinds_of_inputs_cannot_be_verified():
     with pytest.raises(CannotVerify, match=r"past_values.*model="):
         reference_inputs(Stub("past_values"), torch.Generator())

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import inspect
 import math
+from collections.abc import Container
 from typing import Any
 
 import torch
@@ -56,6 +57,27 @@ def waveforms(model: nn.Module, config: Any, generator: torch.Generator) -> tupl
     has_channels = "padding_mask" in inspect.signature(model.forward).parameters
     shape = (BATCH, 1, samples) if has_channels else (BATCH, samples)
     return torch.randn(shape, generator=generator, dtype=torch.float64), f"{BATCH} random waveforms"
+
+
+def sounds_to_continue(config: Any, reads: Container[str], generator: torch.Generator) -> dict[str, Tensor]:
+    """Make what a decoder that writes spectrograms reads beside the encoder's states, by argument; nothing for others.
+
+    Args:
+        config: config of the model.
+        reads: names of the arguments of its forward pass.
+        generator: source of the random numbers.
+    """
+    if "decoder_input_values" not in reads:
+        return {}
+    shapes = {
+        "decoder_input_values": (BATCH, LENGTH, config.num_mel_bins),
+        "speaker_embeddings": (BATCH, config.speaker_embedding_dim),
+    }
+    return {
+        name: torch.randn(shape, generator=generator, dtype=torch.float64)
+        for name, shape in shapes.items()
+        if name in reads
+    }
 
 
 def sound_config(config: Any) -> Any:
