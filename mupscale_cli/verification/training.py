@@ -198,6 +198,8 @@ def _prepared(model: nn.Module) -> nn.Module:
     for module in model.modules():
         if isinstance(module, _BatchNorm):
             module.train()
+        elif type(module).train is not nn.Module.train:  # LeViT's attention keeps its biases unless it trains
+            module.training = True
     return model
 
 
