@@ -26,6 +26,17 @@ def architecture_of(config: Mapping[str, Any]) -> str | None:
     return str(names[0]) if isinstance(names, list) and names else None
 
 
+def untagged(values: Any) -> Any:
+    """Return a value of config.json with numbers where transformers writes tags such as `{"__float__": "Infinity"}`.
+
+    The files keep the tags, since JSON has no infinity; classes of configs take the numbers. Everything is copied.
+    """
+    if isinstance(values, Mapping):
+        tag = values.get("__float__")
+        return float(tag) if isinstance(tag, str) else {key: untagged(value) for key, value in values.items()}
+    return [untagged(value) for value in values] if isinstance(values, list) else values
+
+
 def set_key(config: dict[str, Any], name: str, value: Any) -> None:
     """Set a key in place, dotted for nested configs; missing or null sections are created.
 

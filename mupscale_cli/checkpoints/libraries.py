@@ -14,6 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from mupscale_cli.checkpoints.config import untagged
 from mupscale_cli.errors import install_extra
 
 if TYPE_CHECKING:
@@ -92,7 +93,7 @@ def _transformers_model(transformers: Any, config: Mapping[str, Any]) -> nn.Modu
     is_model = isinstance(model_class, type) and issubclass(model_class, transformers.PreTrainedModel)
     if model_class is None or not is_model:
         raise LookupError(f"`architectures` in config.json gives {name}, which is no model class of transformers")
-    model: nn.Module = model_class(model_class.config_class.from_dict(dict(config)))
+    model: nn.Module = model_class(model_class.config_class.from_dict(untagged(config)))
     return model
 
 

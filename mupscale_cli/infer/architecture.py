@@ -17,6 +17,7 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
+from mupscale_cli.checkpoints.config import untagged
 from mupscale_cli.checkpoints.header import read_header
 from mupscale_cli.checkpoints.libraries import Library
 from mupscale_cli.errors import VerifyError
@@ -223,7 +224,7 @@ class TransformersArchitecture(Architecture):
         return directory
 
     def settings(self, stored: Mapping[str, Any]) -> Config:
-        return flat_parts({key: _without_tags(value) for key, value in stored.items()})
+        return flat_parts(untagged(stored))
 
     def run(self, model: nn.Module) -> dict[str, Tensor]:
         inputs = reference_inputs(model, torch.Generator().manual_seed(0))
@@ -385,17 +386,6 @@ def _converted(model: Any) -> Mapping[str, Tensor]:
 
     converted: dict[str, Tensor] = revert_weight_conversion(model, model.state_dict())
     return converted
-
-
-def _without_tags(value: Any) -> Any:
-    """Return a value of config.json, in which transformers writes infinity as `{"__float__": "Infinity"}`."""
-    if isinstance(value, list):
-        return [_without_tags(each) for each in value]
-    if isinstance(value, dict):
-        return (
-            float(value["__float__"]) if "__float__" in value else {key: _without_tags(v) for key, v in value.items()}
-        )
-    return value
 
 
 def _shapes(tensors: Mapping[str, Tensor]) -> Shapes:

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import copy
 import json
-from collections.abc import Iterable, Mapping
+import math
+from collections.abc import Iterable, Mapping, Sequence
 from fractions import Fraction
 from types import MappingProxyType
 from typing import Any
@@ -148,7 +149,19 @@ def check_requirements(recipe: Recipe, values: Values, wide_values: Values, axes
     for requirement in recipe.requires:
         kept = (evaluate_located(requirement.condition, each, requirement.text.error) for each in (after, before))
         if not next(kept) and next(kept):
-            raise SizeError(f"`{recipe.name}` cannot have these sizes: {requirement.reason}", hint=_OTHER_SIZES)
+            named = [name.name.removeprefix(FRESH_PREFIX) for name in names_in(requirement.condition)]
+            partial = [axes[name] for name in named if name in axes and axes[name].fresh + axes[name].extra]
+            raise SizeError(
+                f"`{recipe.name}` cannot have these sizes: {requirement.reason}", hint=_whole(partial) or _OTHER_SIZES
+            )
+
+
+def _whole(axes: Sequence[Axis]) -> str:
+    """Say that axes grow by whole factors only, with the next ones."""
+    return "; ".join(
+        f"`{axis.name}` has {axis.size} units and grows by whole factors: `--axis {axis.name}={math.ceil(axis.ratio)}`"
+        for axis in axes
+    )
 
 
 def check_covered(recipe: Recipe, config: Mapping[str, Any], names: Iterable[str], tie: str | None) -> None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 import logging
 import re
 from collections.abc import Iterable, Iterator, Mapping
@@ -22,7 +21,7 @@ from mupscale_cli.architecture.loading import (
 from mupscale_cli.architecture.matching import match_rules, may_fit
 from mupscale_cli.architecture.types import Recipe
 from mupscale_cli.architecture.wrappers import find_wrapping, strip_wrappers
-from mupscale_cli.checkpoints.config import architecture_of
+from mupscale_cli.checkpoints.config import architecture_of, untagged
 from mupscale_cli.checkpoints.libraries import LIBRARIES
 from mupscale_cli.checkpoints.reading import Checkpoint
 from mupscale_cli.errors import MupscaleError
@@ -69,7 +68,7 @@ def class_defaults(checkpoint: Checkpoint) -> dict[str, Any]:
     from mupscale_cli.verification.transformers import import_transformers  # imports torch
 
     try:
-        whole = import_transformers().AutoConfig.for_model(**copy.deepcopy(config)).to_diff_dict()
+        whole = import_transformers().AutoConfig.for_model(**untagged(config)).to_diff_dict()
     except Exception as error:  # noqa: BLE001 (the class may refuse the config in its own way; loading the model tells)
         _log.debug("the defaults of the class are unknown: %s", error)
         return {}

@@ -19,7 +19,7 @@ from torch.nn.modules.module import (
 )
 
 from mupscale_cli.architecture.wrappers import strip_wrappers
-from mupscale_cli.checkpoints.config import architecture_of
+from mupscale_cli.checkpoints.config import architecture_of, untagged
 from mupscale_cli.checkpoints.libraries import TRANSFORMERS, Library
 from mupscale_cli.checkpoints.reading import Checkpoint
 from mupscale_cli.errors import VerifyError
@@ -388,7 +388,7 @@ def _class_by_names(transformers: Any, config: dict[str, Any], names: frozenset[
             hint="add `--model FILE:FUNCTION`, or a class of transformers as `architectures`",
         )
     try:
-        built = transformers.AutoConfig.for_model(**config)
+        built = transformers.AutoConfig.for_model(**untagged(config))
     except Exception as error:  # the config may be anything
         raise CannotVerify(
             f"config.json names no class in `architectures`, and transformers rejects it as a config of "

@@ -106,3 +106,19 @@ def test_groups_are_in_the_order_of_the_widened_state(saved, tmp_path):
     exec(run("hparams", str(tmp_path / "wide"), "--format", "torch").out, printed)  # noqa: S102 (what it prints)
     for groups in (param_groups(wide, tmp_path / "wide", lr=1e-3, decay="all"), printed["param_groups"](wide)):
         assert [group["param_names"] for group in groups] == names
+
+
+def test_a_config_with_an_infinity_names_the_parameters_of_a_state(saved, tmp_path):
+    """Transformers writes it as a tag, which the config's class does not read by itself."""
+    import transformers
+
+    source = saved("Mamba2-untied")
+    assert '"Infinity"' in (source / "config.json").read_text()
+    model = transformers.AutoModelForCausalLM.from_pretrained(source)
+    optimizer = torch.optim.AdamW(model.parameters(), lr=1e-3)
+    model(torch.ones(1, 4, dtype=torch.long)).logits.square().mean().backward()
+    optimizer.step()
+    model.save_pretrained(tmp_path / "narrow")
+    torch.save(optimizer.state_dict(), tmp_path / "narrow" / "optimizer.pt")
+    wide = widen(tmp_path / "narrow", tmp_path / "wide", 2, verify=False)
+    assert "backbone.layers.0.mixer.in_proj.weight" in by_name_of(wide)

@@ -82,6 +82,12 @@ def test_what_cannot_be_exact_is_refused_with_the_reason(case, axes, message, sa
         plan_widening(saved(case), axes=axes)
 
 
+def test_the_hint_names_the_axis_that_grows_by_whole_factors(saved):
+    with pytest.raises(MupscaleError, match="an eps that the code fixes") as raised:
+        plan_widening(saved("JetMoe-untied"), axes={"embed": Size(72)})
+    assert "`--axis embed=2`" in raised.value.hint
+
+
 def test_the_eps_follows_the_fraction_of_copies(tmp_path):
     result = grown("Llama-untied", tmp_path, {"embed": 64}, verify=False)
     assert json.loads((result.output / "config.json").read_text())["rms_norm_eps"] == 1e-2 * 48 / 64

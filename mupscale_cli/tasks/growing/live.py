@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from torch.nn.modules.module import register_module_parameter_registration_hook
 from torch.utils.weak import WeakIdKeyDictionary
 
+from mupscale_cli.checkpoints.config import untagged
 from mupscale_cli.checkpoints.header import StoredTensor
 from mupscale_cli.checkpoints.libraries import library_of
 from mupscale_cli.checkpoints.reading import Checkpoint
@@ -230,17 +231,9 @@ def _config_like(narrow: Any, values: Mapping[str, Any]) -> Any:
             if getattr(narrow, section, None) is not None and getattr(wide, section, None) is not None:
                 carry(getattr(narrow, section), getattr(wide, section))
 
-    wide = type(narrow).from_dict(_decoded(values))
+    wide = type(narrow).from_dict(untagged(values))
     carry(narrow, wide)
     return wide
-
-
-def _decoded(values: Any) -> Any:
-    """Return plain values with numbers where transformers writes infinities and NaNs as `{"__float__": "Infinity"}`."""
-    if isinstance(values, Mapping):
-        tag = values.get("__float__")
-        return float(tag) if isinstance(tag, str) else {key: _decoded(value) for key, value in values.items()}
-    return [_decoded(value) for value in values] if isinstance(values, list) else values
 
 
 # Everything else of a module -----------------------------------------------------------------------
