@@ -10,6 +10,8 @@ from dataclasses import dataclass, field
 from fractions import Fraction
 from typing import TypeVar, Union
 
+from torch import nn
+
 from mupscale_cli.infer.architecture import Architecture, Shapes
 from mupscale_cli.infer.shapes import CandidateAxis, scaled_config
 from mupscale_cli.infer.vocabulary import NO_UNITS, meaning, part_of
@@ -98,6 +100,7 @@ class _AxisFinder:
     def __post_init__(self) -> None:
         self.config = self.architecture.config
         self.base = self.architecture.shapes(self.config)
+        self.rows = _rows(self.architecture.reusable(self.config))
 
     def find(self) -> Axes:
         keys = [key for key, value in self.config.items() if _may_count_units(key, value)]
@@ -244,7 +247,7 @@ class _AxisFinder:
     def _is_proportional(self, powers: Mapping[str, int]) -> bool:
         """Return whether the structure stays and dimensions grow linearly with the factors 1, 2 and 3."""
         twice, thrice = self._shapes(powers, 2), self._shapes(powers, 3)
-        if twice is None or self._has_other_tensors(twice) or not self._runs(powers):
+        if twice is None or self._has_other_tensors(twice) or self._has_other_rows(powers) or not self._runs(powers):
             return False
         for name, shape in self.base.items():
             if len(twice.get(name, ())) != len(shape):
@@ -257,6 +260,11 @@ class _AxisFinder:
 
     def _has_other_tensors(self, shapes: Shapes) -> bool:
         return {starred(name) for name in shapes} != {starred(name) for name in self.base}
+
+    def _has_other_rows(self, powers: Mapping[str, int]) -> bool:
+        """Return whether a table gets more rows: inputs name a row by its number, so that rows are no units."""
+        wide = _rows(self.architecture.reusable(self._scaled(powers)))
+        return any(wide.get(name, rows) != rows for name, rows in self.rows.items())
 
     def _counting_key(self, powers: Mapping[str, int]) -> str:
         """Return the key that counts the units: the smallest of the keys that move together."""
@@ -273,6 +281,15 @@ class _AxisFinder:
         ]
         least = min(slopes, default=size)
         return size // least if least < size and size % least == 0 else 1
+
+
+def _rows(model: nn.Module) -> dict[str, int]:
+    """Return the number of rows of each table that a model looks rows up in, by module."""
+    return {
+        name: len(module.weight)
+        for name, module in model.named_modules()
+        if isinstance(module, (nn.Embedding, nn.EmbeddingBag))
+    }
 
 
 def _may_count_units(key: str, value: object) -> bool:

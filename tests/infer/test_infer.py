@@ -274,6 +274,43 @@ def test_recurrent_layers(tmp_path, call, gates):
     assert f'"{gates}, /hidden_axis"' in inferred.text
 
 
+CATEGORIES = """
+import torch
+from torch import nn
+
+config = {"inputs": 5, "width": 12, "freq_size": 3}
+
+
+class Net(nn.Module):
+    def __init__(self, config):
+        super().__init__()
+        self.first = nn.Linear(config["inputs"], config["width"])
+        self.kind = nn.Embedding(config["freq_size"], config["width"])
+        self.last = nn.Linear(config["width"], 3)
+
+    def forward(self, x, kind):
+        return self.last(torch.tanh(self.first(x) + self.kind(kind)))
+
+
+def inputs(config, generator):
+    return torch.randn(2, config["inputs"], generator=generator), torch.zeros(2, dtype=torch.long)
+
+
+def build(config):
+    return Net(config)
+"""
+
+
+def test_the_rows_of_a_table_are_no_units(tmp_path):
+    """Its inputs all name the first row, so that copies of rows would compute the same as before."""
+    (tmp_path / "net.py").write_text(CATEGORIES)
+    inferred = infer_user_model(f"{tmp_path / 'net.py'}:build")
+    (tmp_path / "net.yaml").write_text(inferred.text)
+    recipe = load_recipe(tmp_path / "net.yaml")
+    assert recipe.axis_names == ("width_axis",)
+    assert layouts(recipe)["kind.weight"] == ["., width_axis"]
+
+
 TRANSFORMER = """
 import torch
 from torch import nn

@@ -42,6 +42,13 @@ def test_encoder_decoders_get_tokens_for_both_parts():
     assert set(inputs.keywords) == {"input_ids", "decoder_input_ids"}
 
 
+def test_series_are_of_every_category():
+    stub = Stub("past_values", context_length=4, freq_size=3)
+    stub.forward = lambda past_values, freq: (past_values, freq)
+    inputs = [reference_inputs(stub, torch.Generator().manual_seed(seed)) for seed in range(8)]
+    assert {category for each in inputs for category in each.keywords["freq"]} == {0, 1, 2}
+
+
 @pytest.mark.parametrize(("size", "shape"), [(8, (1, 8, 8)), ((6, 10), (1, 6, 10))])
 def test_images_have_the_size_in_the_config(size, shape):
     stub = Stub("pixel_values", image_size=size, num_channels=1)
@@ -105,8 +112,8 @@ def test_a_decoder_of_sound_gets_a_spectrogram_and_a_speaker(head):
 
 
 def test_other_kinds_of_inputs_cannot_be_verified():
-    with pytest.raises(CannotVerify, match=r"past_values.*model="):
-        reference_inputs(Stub("past_values"), torch.Generator())
+    with pytest.raises(CannotVerify, match=r"states.*model="):
+        reference_inputs(Stub("states"), torch.Generator())
 
 
 def test_only_floating_point_inputs_take_the_type_of_the_model():

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
 import torch
@@ -16,3 +17,11 @@ def series(_model: nn.Module, config: Any, generator: torch.Generator) -> tuple[
     shape = (BATCH, config.context_length, *(() if channels is None else (channels,)))
     values = torch.randn(shape, generator=generator, dtype=torch.float64)
     return values, f"{BATCH} random time series of {config.context_length} values"
+
+
+def beside_series(config: Any, reads: Mapping[str, Any], generator: torch.Generator) -> dict[str, list[int]]:
+    """Draw the category of each series, if a model reads one: how often TimesFM's series were measured."""
+    categories = getattr(config, "freq_size", None)
+    if categories is None or "freq" not in reads:
+        return {}
+    return {"freq": torch.randint(categories, (BATCH,), generator=generator).tolist()}

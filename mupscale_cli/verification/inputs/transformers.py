@@ -16,7 +16,7 @@ from mupscale_cli.verification.inputs.layout import layout_inputs
 from mupscale_cli.verification.inputs.multimodal import beside_images, beside_sounds, token_types
 from mupscale_cli.verification.inputs.patches import flattened_patches, images_as_patches, patches_on_grids
 from mupscale_cli.verification.inputs.placeholders import features_of
-from mupscale_cli.verification.inputs.series import series
+from mupscale_cli.verification.inputs.series import beside_series, series
 from mupscale_cli.verification.inputs.sounds import sound_config, sounds_to_continue, spectrograms, waveforms
 from mupscale_cli.verification.inputs.tokens import config_tokens, decoder_tokens, for_head
 from mupscale_cli.verification.result import CannotVerify
@@ -41,10 +41,11 @@ def transformers_inputs(model: Any, generator: torch.Generator) -> Inputs:
     values, description = _KINDS[name](model, config, generator)
     if name == "input_ids":
         values = for_head(model, values)
-    keywords = {name: values}
+    keywords: dict[str, Any] = {name: values}
     if getattr(config, "is_encoder_decoder", False) and "decoder_input_ids" in reads:
         keywords["decoder_input_ids"] = decoder_tokens(config, generator)
     keywords |= sounds_to_continue(config, reads, generator)
+    keywords |= beside_series(config, reads, generator)
     if name == "input_ids":
         keywords |= _beside_tokens(config, reads, values, generator)
     if name == "input_ids" and getattr(config, "vision_config", None) is not None:
