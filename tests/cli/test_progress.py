@@ -108,8 +108,8 @@ def test_summary_shows_before_and_after(saved, tmp_path):
         "widening (1.4 MB)",
         "reading back",
         "verifying",
-        "running narrow model (840.2 kB)",
-        "running wide model (11.3 MB)",
+        "running narrow model (420.1 kB)",
+        "running wide model (5.7 MB)",
     ]
 
 

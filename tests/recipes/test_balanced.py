@@ -106,7 +106,7 @@ def test_hparams_keeps_the_rates_of_sgd_and_says_what_adam_lacks(tmp_path):
     adam = hyperparameters(read_record(open_checkpoint(wide)), Settings(LR, "adamw"))
     (inexact,) = (warning for warning in adam.warnings if f"up to {math.sqrt(2):.3g} times" in warning)
     assert "lm_head" in inexact
-    assert "with SGD or Muon or NorMuon or NorMuon+ or Shampoo, one rate is right for every matrix" in inexact
+    assert "with SGD or Muon or NorMuon or NorMuon+ or Shampoo, one set of values is right for every part" in inexact
 
 
 def test_every_part_of_verify_knows_balanced_streams(tmp_path):

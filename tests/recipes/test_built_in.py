@@ -10,7 +10,7 @@ import mupscale_cli
 from helpers import MLP_MODULE, MODELS, build, save_mlp, save_model
 from mupscale_cli.architecture.loading import matched_values
 from mupscale_cli.checkpoints.reading import open_checkpoint
-from mupscale_cli.errors import ConfigError, PlanError, RecipeError, SizeError
+from mupscale_cli.errors import ConfigError, PlanError, SizeError
 from mupscale_cli.plan.names import ParameterNames
 from mupscale_cli.tasks.check import check_model
 from mupscale_cli.tasks.planning import identity_plan, plan_widening
@@ -171,7 +171,7 @@ def test_stages_with_heads_of_other_sizes_are_refused(case, heads, tmp_path):
     model_class, config_class, settings = MODELS[case]
     model = getattr(transformers, model_class)(getattr(transformers, config_class)(**{**settings, **heads}))
     model.save_pretrained(tmp_path)
-    with pytest.raises(RecipeError, match="heads_of_one_size"):
+    with pytest.raises(PlanError, match="of its stages have different sizes"):
         plan_widening(tmp_path, factor=2)
 
 
