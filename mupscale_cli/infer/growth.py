@@ -21,7 +21,16 @@ from mupscale_cli.infer.proof import ProofModel
 from mupscale_cli.infer.search import Note
 from mupscale_cli.infer.shapes import scaled_config
 from mupscale_cli.infer.solving import Solution
-from mupscale_cli.infer.vocabulary import INNER_NORM, QUERY, ROTATED, kind_of, meaning, module_of
+from mupscale_cli.infer.vocabulary import (
+    INNER_NORM,
+    QUERY,
+    ROTATED,
+    are_distinct,
+    kind_of,
+    meaning,
+    module_of,
+    names_blocks,
+)
 from mupscale_cli.infer.words import Split, Stack, Words
 from mupscale_cli.infer.write import recipe_text
 
@@ -254,11 +263,14 @@ def _find_stack(architecture: Architecture) -> Stack | None:
     before = _blocks(architecture.shapes(config))
     for names, number in before.items():
         keys = [key for key, value in config.items() if type(value) is int and value == number]
-        lists = tuple(key for key, value in config.items() if isinstance(value, list) and len(value) == number)
-        for key in keys:
+        numbers = tuple(key for key, value in config.items() if names_blocks(key, value))
+        alike = [key for key, value in config.items() if isinstance(value, list) and len(value) == number]
+        repeating = tuple(key for key in alike if not are_distinct(config[key]))
+        # A list of distinct numbers has an entry for each block only if it must have them.
+        for key, lists in itertools.product(keys, dict.fromkeys((repeating, tuple(alike)))):
             longer = {**config, key: number + 1, **{each: [*config[each], config[each][-1]] for each in lists}}
             if _blocks_of(architecture, longer) == {**before, names: number + 1}:
-                return Stack(key, names, lists)
+                return Stack(key, names, lists, tuple(each for each in numbers if each not in lists))
     return None
 
 

@@ -121,11 +121,12 @@ def _group_tensors(
             culprit = next((axis.name for axis in reversed(axes.candidates) if axis.name in error.axes), None)
             if culprit is None:
                 raise
-            if culprit not in axes.still:
-                axes = replace(axes, still={**axes.still, culprit: error.message})
-                continue
-            # Axes that the config ties to the residual stream are given up together.
+            # Axes that the config ties to the residual stream stay or are given up together.
             alias = next((alias for alias, product in axes.aliases.items() if culprit in product), None)
+            if culprit not in axes.still:
+                tied = error.axes & {culprit, *(axes.aliases[alias] if alias else ())}
+                axes = replace(axes, still={**axes.still, **dict.fromkeys(sorted(tied), error.message)})
+                continue
             dropped = {culprit, *(axes.aliases[alias] if alias else ())}
             note(f"{', '.join(sorted(dropped))}: given up: {error.message}")
             remaining = tuple(axis for axis in axes.candidates if axis.name not in dropped)

@@ -8,7 +8,7 @@ from itertools import islice
 from typing import Any
 
 from mupscale_cli.infer.errors import TinyError
-from mupscale_cli.infer.vocabulary import HEADS, HIDDEN, KEPT, TOKEN_IDS, meaning
+from mupscale_cli.infer.vocabulary import HEADS, HIDDEN, KEPT, TOKEN_IDS, meaning, names_blocks
 from mupscale_cli.verification.transformers import import_transformers
 
 _SMALL = 16  # smaller values of unknown keys stay
@@ -168,8 +168,10 @@ def _own_settings(defaults: Mapping[str, Any], flags: Mapping[str, Any]) -> Iter
     full_depth = next((defaults[key] for key in sizes if meaning(key).counts == "layers"), None)
     sizes.update(_layer_lists(config, full_depth, num_layers))
     sizes.update(_outputs(config, num_layers))
+    own_depth = next((config[key] for key in sizes if meaning(key).counts == "layers"), None)
+    numbers = _block_numbers(config, own_depth, num_layers)
     head_settings = list(_head_settings(config, defaults, sizes))
-    for structure in ({}, *_structures(config, sizes, num_layers)):
+    for structure in (*([numbers] if numbers else []), {}, *_structures(config, sizes, num_layers)):
         for heads in head_settings:
             yield {**sizes, **heads, **structure}
 
@@ -224,6 +226,15 @@ def _layer_lists(config: Mapping[str, Any], full_depth: object, num_layers: int)
             kinds = list(dict.fromkeys(value))
             lists[key] = (kinds * num_layers)[:num_layers] if len(kinds) <= num_layers else value[:num_layers]
     return lists
+
+
+def _block_numbers(config: Mapping[str, Any], depth: object, num_layers: int) -> dict[str, list[int]]:
+    """Name blocks of the tiny model so that it has every kind of block that the lists of numbers make, in turn."""
+    lists = {key: value for key, value in config.items() if names_blocks(key, value)}
+    if type(depth) is not int:
+        return {}
+    kinds = list(dict.fromkeys(frozenset(key for key in lists if block in lists[key]) for block in range(depth)))
+    return {key: [block for block in range(num_layers) if key in kinds[block % len(kinds)]] for key in lists}
 
 
 def _structures(config: Mapping[str, Any], sizes: Mapping[str, Any], num_layers: int) -> Iterator[dict[str, Any]]:

@@ -122,6 +122,8 @@ NO_UNITS = re.compile(
 )
 # Keys whose lists are not the widths of stages.
 NO_WIDTHS = re.compile(r".*(queries|head|depth|layer|patch|image|label|channel|kernel|stride|group|ratio|_id|window).*")
+# Keys whose lists name some of the blocks by number, rather than what a model returns behind blocks.
+BLOCK_NUMBERS = re.compile(r"(?!.*(out_|feature)).*_(ind(ex(es)?|ices)|idxs?|layers|layer_ids)")
 TOKEN_IDS = re.compile(r".*(_id|_ids|token_index|_token)$")
 # Keys that a tiny model leaves as they are.
 KEPT = re.compile(
@@ -192,3 +194,15 @@ def meaning(key: str) -> Meaning:
     """Return the meaning of a config key by its name, the last one if it is dotted; that of an unknown key is empty."""
     name = key.rpartition(".")[2]
     return next((each for each in _MEANINGS if re.fullmatch(each.keys, name)), _UNKNOWN)
+
+
+def names_blocks(key: str, value: object) -> bool:
+    """Return whether a key of a config has a list of some blocks' numbers, by its name and content."""
+    if not isinstance(value, list) or not BLOCK_NUMBERS.fullmatch(key.rpartition(".")[2]):
+        return False
+    return are_distinct(value)
+
+
+def are_distinct(value: list[object]) -> bool:
+    """Return whether a list has numbers from 0 on, none of them twice: a property of each block repeats."""
+    return all(type(item) is int and item >= 0 for item in value) and len(set(value)) == len(value)

@@ -63,11 +63,13 @@ class Stack:
         size: the config key that counts its blocks.
         names: the beginning of its blocks' names, with a `*` for the number.
         lists: the config keys whose lists have an entry for each block.
+        numbers: the config keys whose lists name some blocks; a copy of such a block is named too.
     """
 
     size: str
     names: str
     lists: tuple[str, ...] = ()
+    numbers: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)

@@ -80,7 +80,8 @@ def _depth(draft: Draft) -> tuple[list[str], ...]:
         f"    names: {_quoted(stack.names)}",
         "    about: blocks",
     ]
-    return depth, _section("units", {key: _quoted("[. per layers]") for key in stack.lists})
+    units = dict.fromkeys(stack.lists, "[. per layers]") | dict.fromkeys(stack.numbers, "[like layers]")
+    return depth, _section("units", {key: _quoted(text) for key, text in units.items()})
 
 
 def _quoted(text: str) -> str:

@@ -21,11 +21,10 @@ def output_tensor(output: Any) -> Tensor:
         value = named.get(name) if named else getattr(output, name, None)
         if isinstance(value, Tensor) and value.is_floating_point():
             return value
-    while isinstance(output, (tuple, list)) and output:
-        output = output[0]
-    if not isinstance(output, Tensor):
+    found = next((value for _, value in _tensors(output, "")), output)  # such as the first feature map of a backbone
+    if not isinstance(found, Tensor):
         raise VerifyError(f"the model returns {type(output).__name__}, expected a tensor")
-    return output
+    return found
 
 
 def named_outputs(output: Any) -> dict[str, Tensor]:

@@ -274,6 +274,21 @@ def test_recurrent_layers(tmp_path, call, gates):
     assert f'"{gates}, /hidden_axis"' in inferred.text
 
 
+def test_numbers_of_blocks_follow_the_blocks(tmp_path):
+    """SAM's list of blocks with global attention has as many entries as a small model has blocks."""
+    inferred, _ = drafted(tmp_path, "sam_vision_model", task="SamVisionModel")
+    assert 'global_attn_indexes: "[like layers]"' in inferred.text
+    assert "layers x2" in inferred.errors
+
+
+def test_a_draft_has_every_kind_of_block_that_the_config_names(tmp_path):
+    flags = {"num_hidden_layers": 2, "window_block_indices": [0], "residual_block_indices": [1]}
+    _, recipe = drafted(tmp_path, "vitdet", task="VitDetBackbone", flags=flags)
+    assert "encoder.layer.*.residual.conv1.weight" in " ".join(layouts(recipe)).replace("{conv1,conv2,conv3}", "conv1")
+    assert "mlp_ratio_axis" in recipe.widen
+    assert set(recipe.fixed) == {"embed", "h", "d"}  # the bottleneck has half the channels
+
+
 CATEGORIES = """
 import torch
 from torch import nn

@@ -28,6 +28,23 @@ def test_tiny_sizes_follow_the_names_of_keys():
     assert all(size <= 64 for size in sizes.values())
 
 
+@pytest.mark.parametrize(
+    ("lists", "tiny_lists"),
+    [
+        (([0, 1, 3, 4], [2, 5]), ([0, 2], [1, 3])),
+        (([], [2, 5]), ([], [1, 3])),  # blocks 0, 1, 3 and 4 are in no list
+        (([0], [0]), ([0, 2], [0, 2])),
+        (([], [7]), ([], [])),  # there is no such block
+    ],
+)
+def test_tiny_config_names_blocks_of_every_kind(lists, tiny_lists):
+    keys = ("window_block_indices", "residual_block_indices")
+    flags = {"num_hidden_layers": 6, **dict(zip(keys, lists, strict=True))}
+    first = next(tiny_configs("vitdet", flags))
+    assert first["num_hidden_layers"] == 4
+    assert tuple(first[key] for key in keys) == tiny_lists
+
+
 def test_tiny_model_keeps_the_flags_of_a_config():
     config = {"model_type": "llama", "hidden_size": 4096, "attention_bias": True, "num_hidden_layers": 32}
     model = tiny_model("llama", flags=config).model
