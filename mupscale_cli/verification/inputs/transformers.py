@@ -93,8 +93,8 @@ def _beside_tokens(
     inputs = layout_inputs(config, reads, tokens.shape, generator)
     if "global_attention_mask" in reads:  # Longformer and LED
         inputs["global_attention_mask"] = torch.zeros_like(tokens).index_fill(-1, torch.tensor(0), 1)
-    is_seen = "bbox" in reads or hasattr(config, "image_size")
-    if "pixel_values" in reads and getattr(config, "visual_embed", is_seen):  # a picture, as of the page
+    is_seen = bool({"bbox", "pixel_mask"} & reads.keys())  # the picture of a page, or one that ViLT pads
+    if "pixel_values" in reads and getattr(config, "visual_embed", is_seen):
         inputs["pixel_values"] = config_images(config, generator)[0]
     return inputs
 
