@@ -20,7 +20,7 @@ from mupscale_cli.architecture.loading import read_draft
 from mupscale_cli.architecture.types import Recipe
 from mupscale_cli.checkpoints.lock import release, try_lock
 from mupscale_cli.errors import MupscaleError
-from mupscale_cli.infer.tiny_configs import is_small_constant
+from mupscale_cli.infer.tiny_configs import equal_widths, is_small_constant
 
 CACHE = "MUPSCALE_CACHE"
 _UNRELATED = frozenset({"_name_or_path", "transformers_version", "dtype", "torch_dtype"})  # to the architecture
@@ -74,8 +74,8 @@ def cache_folder() -> Path:
 
 
 def _fingerprint(config: Mapping[str, Any], version: str) -> str:
-    """Hash what a draft depends on: the versions of both programs, and everything in the config but sizes."""
-    content = json.dumps([__version__, version, _flags(config)], sort_keys=True, default=str)
+    """Hash what a draft depends on: versions of both programs, what is no size in the config, and equal widths."""
+    content = json.dumps([__version__, version, _flags(config), equal_widths(config)], sort_keys=True, default=str)
     return hashlib.sha256(content.encode()).hexdigest()[:16]
 
 

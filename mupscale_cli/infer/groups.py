@@ -200,10 +200,13 @@ def narrowed(members: Sequence[Sequence[str]], name_axes: _NameAxes) -> list[str
     position = min(distinct, key=lambda position: sum(map(len, values[position])))
     largest = max(range(len(members)), key=lambda index: len(values[position][index]))
     lowest, highest = (extreme(map(int, set().union(*values[position]))) for extreme in (min, max))
+    is_stack = len(values[position][largest]) > 1
     patterns = []
     for index, (names, some) in enumerate(zip(members, values[position], strict=True)):
-        if index == largest and len(some) > 1:
+        if index == largest and is_stack:
             text = "*"  # deeper models have more of them, and a rule with fewer `*` comes first
+        elif not is_stack:
+            text = next(iter(some))  # no two are alike, so that another model's first or last may be any of these
         elif some == {str(lowest)}:
             text = "{first}"
         elif some == {str(highest)}:

@@ -21,7 +21,7 @@ from mupscale_cli.infer.groups import narrowed
 from mupscale_cli.infer.proof import ProofModel
 from mupscale_cli.infer.rules import Rule, merged_rules
 from mupscale_cli.infer.tiny import Task, TinyModel, build, run, tiny_model
-from mupscale_cli.infer.tiny_configs import config_class
+from mupscale_cli.infer.tiny_configs import config_class, equal_widths
 from mupscale_cli.infer.vocabulary import LOOKED_UP, NO_WIDTHS, QUERY, module_of
 from mupscale_cli.text import starred
 
@@ -156,6 +156,9 @@ def _is_width(architecture: TransformersArchitecture, shapes: Shapes, key: str) 
         wide = architecture.shapes(_doubled(architecture.config, [key]))
     except Exception:  # noqa: BLE001 (architectures raise anything)
         return _is_list_of_sizes(value)  # such a list may only move together with others
+    equal = equal_widths(architecture.config)
+    if wide.keys() != shapes.keys() and (key in equal or key in {other for other, _ in equal.values()}):
+        return True  # a layer between equal widths has no projection, so that they only move together
     changed = [(before, wide[name]) for name, before in shapes.items() if name in wide and wide[name] != before]
     return (
         wide.keys() == shapes.keys()

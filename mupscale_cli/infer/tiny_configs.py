@@ -8,12 +8,13 @@ from itertools import islice
 from typing import Any
 
 from mupscale_cli.infer.errors import TinyError
-from mupscale_cli.infer.vocabulary import HEADS, HIDDEN, KEPT, TOKEN_IDS, meaning, names_blocks
+from mupscale_cli.infer.vocabulary import HEADS, HIDDEN, KEPT, NO_WIDTHS, TOKEN_IDS, meaning, names_blocks
 from mupscale_cli.verification.transformers import import_transformers
 
 _SMALL = 16  # smaller values of unknown keys stay
 _UNKNOWN_SIZES = (16, 24, 32, 12, 20)  # for large values of unknown keys
 _MAX_LAYERS = 40
+_MAX_WIDTH = 100  # of a tiny model
 _MAX_OF_PARTS = 40  # settings of one part that are tried
 _TOKENS = {"pad_token_id": 0, "bos_token_id": 1, "eos_token_id": 2, "decoder_start_token_id": 1}
 _LAYER_KINDS = (  # mixtures come first, so that the tiny model has every kind of layer
@@ -116,11 +117,45 @@ def tiny_configs(
         TinyError: the model type is unknown, or its config has no defaults.
     """
     seen = []
-    for own in _settings(default_config(model_type), flags or {}):
+    defaults = default_config(model_type)
+    full = {**defaults, **{key: value for key, value in (flags or {}).items() if key in defaults}}
+    for own in _settings(defaults, flags or {}):
         settings = {**own, **(overrides or {})}
+        settings |= _widths_of_stages(full, {**defaults, **settings})
         if settings not in seen:
             seen.append(settings)
             yield settings
+
+
+def _widths_of_stages(full: Mapping[str, Any], tiny: Mapping[str, Any]) -> dict[str, int]:
+    """Return the widths that equal that of a stage in full size, with what this stage has in a tiny config.
+
+    Between equal widths, classes leave out a projection: the tiny model has the same tensors only if they stay equal.
+    """
+    widths: dict[str, int] = {}
+    for key, (other, stage) in equal_widths(full).items():
+        small = tiny.get(other)
+        if isinstance(small, (list, tuple)) and len(small) == len(full[other]):
+            width = small[stage]
+            if type(width) is int and width <= _MAX_WIDTH:
+                widths[key] = width
+    return widths
+
+
+def equal_widths(config: Mapping[str, Any]) -> dict[str, tuple[str, int]]:
+    """Return the keys of a config that have the width of a stage, each with the key of its list and its index."""
+    stages = {
+        key: list(value)
+        for key, value in config.items()
+        if isinstance(value, (list, tuple)) and not NO_WIDTHS.fullmatch(key)
+    }
+    return {
+        key: (other, widths.index(value))
+        for key, value in config.items()
+        if type(value) is int and HIDDEN in meaning(key).sizes
+        for other, widths in stages.items()
+        if value in widths
+    }
 
 
 def is_part(value: object) -> bool:

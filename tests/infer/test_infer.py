@@ -222,6 +222,8 @@ def test_layers_that_differ_are_told_apart_as_a_person_would():
     assert narrowed([names(0), names(1, 2, 3)], {}) == ["layers.{first}.up.weight", "layers.*.up.weight"]
     assert narrowed([names(0, 1, 2), names(3)], {}) == ["layers.*.up.weight", "layers.{last}.up.weight"]
     assert narrowed([names(0, 2, 4), names(1, 3)], {}) == ["layers.*.up.weight", "layers.{1,3}.up.weight"]
+    alone = ["layers.0.up.weight", "layers.1.up.weight", "layers.2.up.weight"]
+    assert narrowed([[name] for name in alone], {}) == alone  # another model's last layer may be any of them
 
 
 def test_config_file_sets_the_model_type_and_flags(tmp_path):
@@ -287,6 +289,15 @@ def test_a_draft_has_every_kind_of_block_that_the_config_names(tmp_path):
     assert "encoder.layer.*.residual.conv1.weight" in " ".join(layouts(recipe)).replace("{conv1,conv2,conv3}", "conv1")
     assert "mlp_ratio_axis" in recipe.widen
     assert set(recipe.fixed) == {"embed", "h", "d"}  # the bottleneck has half the channels
+
+
+def test_equal_widths_stay_equal_in_the_tiny_model(tmp_path):
+    """GLPN's last decoder stage has no projection if its width is that of the first encoder stage."""
+    flags = {"hidden_sizes": [64, 128, 320, 512], "decoder_hidden_size": 64}
+    inferred, recipe = drafted(tmp_path, "glpn", task="GLPNForDepthEstimation", flags=flags)
+    assert "  decoder_hidden_size: decoder_hidden_size | c\n" in inferred.text
+    assert layouts(recipe)["decoder.stages.*.convolution.weight"] == ["c, /c, ., ."]
+    assert inferred.worst < 1e-13
 
 
 CATEGORIES = """
