@@ -198,8 +198,6 @@ def _prepared(model: nn.Module) -> nn.Module:
     for module in model.modules():
         if isinstance(module, _BatchNorm):
             module.train()
-        elif type(module).train is not nn.Module.train:  # LeViT's attention keeps its biases unless it trains
-            module.training = True
     return model
 
 
