@@ -25,7 +25,11 @@ from mupscale_cli.architecture.patterns import parse_pattern
 from mupscale_cli.architecture.units import parse_template, units_in
 from mupscale_cli.text import suggest
 
-_KEYS = ("config", "recipe", "prefix", "names", "renames")
+_KEYS = ("config", "recipe", "prefix", "names", "renames", "axes")
+_MAPPINGS = {
+    "renames": "a mapping of beginnings of names to what the composite has in their place",
+    "axes": "a mapping of the part's axes to those of the composite that they are, for instance `o: text.embed`",
+}
 _IGNORED = ("about", "match", "extends", "prefix", "tie")
 _GLOBAL = ("tensors", "block", "tie")  # names that mean the same in the expressions of every part
 # Of the number of an axis's fresh units, and of all its new ones, in conditions that the widened model must satisfy.
@@ -43,6 +47,8 @@ class Part:
         prefix: the word that replaces `{prefix}` in its patterns.
         names: the word to put in front of its other tensors, None for no word.
         renames: beginnings of names behind `{prefix}`, each with what the composite has in its place.
+        axes: axes of the part that are axes of another one: an encoder whose outputs enter the residual stream of the
+            language model writes units of that stream, and so has its factors and its fresh units.
     """
 
     name: str
@@ -51,6 +57,7 @@ class Part:
     prefix: str
     names: str | None
     renames: tuple[tuple[str, str], ...] = ()
+    axes: tuple[tuple[str, str], ...] = ()
 
 
 def read_parts(document: Entries) -> tuple[Part, ...]:
@@ -69,18 +76,18 @@ def read_parts(document: Entries) -> tuple[Part, ...]:
 
 def _part(key: Text, node: Node) -> Part:
     if not isinstance(node, Entries):
-        raise node.error("expected a mapping of `config`, `recipe`, `prefix` and optionally `names` and `renames`")
+        raise node.error("expected a mapping of `config`, `recipe`, `prefix` and perhaps `names`, `renames` and `axes`")
     if not key.value.isidentifier():
         raise key.error(
             f"`{key.value}` is not a valid name", hint="use letters, digits and `_`, and no digit at the start"
         )
     texts: dict[str, tuple[Text, ...]] = {}
-    renames: tuple[tuple[str, str], ...] = ()
+    mappings: dict[str, tuple[tuple[str, str], ...]] = {}
     for name, value in node:
         if name.value not in _KEYS:
             raise name.error(f"unknown key `{name.value}`", hint=suggest(name.value, _KEYS))
-        if name.value == "renames":
-            renames = _renames(value)
+        if name.value in _MAPPINGS:
+            mappings[name.value] = _mapping(value, _MAPPINGS[name.value])
             continue
         nodes = value.nodes if isinstance(value, Items) and name.value == "config" else (value,)
         if not all(isinstance(item, Text) for item in nodes):
@@ -91,12 +98,12 @@ def _part(key: Text, node: Node) -> Part:
             raise key.error(f"the part `{key.value}` has no `{required}`")
     names = texts["names"][0].value if "names" in texts else None
     sections = tuple(text.value for text in texts["config"])
-    return Part(key.value, sections, texts["recipe"][0], texts["prefix"][0].value, names, renames)
+    return Part(key.value, sections, texts["recipe"][0], texts["prefix"][0].value, names, **mappings)
 
 
-def _renames(node: Node) -> tuple[tuple[str, str], ...]:
+def _mapping(node: Node, meaning: str) -> tuple[tuple[str, str], ...]:
     if not isinstance(node, Entries) or not all(isinstance(value, Text) for _, value in node):
-        raise node.error("expected a mapping of beginnings of names to what the composite has in their place")
+        raise node.error(f"expected {meaning}")
     return tuple((key.value, value.value) for key, value in node if isinstance(value, Text))
 
 
@@ -125,10 +132,15 @@ def rename_as_part(document: Entries, part: Part, section: str, composite: Entri
     sections = {key.value: node for key, node in document}
     loaded = _loaded_prefix(part, composite)
     local = {key.value for name in ("axes", "define", "depth") for key, _ in _entries(sections.get(name))}
+    shared = dict(part.axes)
+    if unknown_axes := shared.keys() - local:
+        raise part.recipe.error(
+            f"`axes` of the part `{part.name}` names `{min(unknown_axes)}`, but its recipe has no such axis"
+        )
 
     def rename(name: str) -> str:
-        if name in _GLOBAL:
-            return name
+        if name in _GLOBAL or name in shared:
+            return shared.get(name, name)
         for prefix in (FRESH_PREFIX, NEW_PREFIX):
             if name.startswith(prefix):
                 return prefix + rename(name.removeprefix(prefix))
@@ -138,7 +150,7 @@ def rename_as_part(document: Entries, part: Part, section: str, composite: Entri
         return f"{section}.{name}" if section else name
 
     def axis(text: Text) -> Text:
-        return _renamed(text, f"{part.name}.{text.value}")
+        return _renamed(text, shared.get(text.value, f"{part.name}.{text.value}"))
 
     def axis_or_word(name: str) -> str:
         return rename(name) if name in local else name  # a word of the part's prefix, which the composite has as well
@@ -155,12 +167,17 @@ def rename_as_part(document: Entries, part: Part, section: str, composite: Entri
     def entries(name: str) -> Iterable[tuple[Text, Node]]:
         return _entries(sections.get(name))
 
+    def entries_by_axis(name: str) -> Iterable[tuple[Text, Node]]:
+        return ((key, node) for key, node in entries(name) if key.value not in shared)
+
     renamed = {
         "defaults": [(_renamed(key, config_key(key.value)), node) for key, node in entries("defaults")],
         "define": [(axis(key), expression(node)) for key, node in entries("define")],
-        "axes": [(axis(key), _map_axis(node, expression)) for key, node in entries("axes")],
-        "fixed": [(axis(key), node) for key, node in entries("fixed")],
-        "linked": [(axis(key), _map_texts(node, lambda text: _product(text, axis))) for key, node in entries("linked")],
+        "axes": [(axis(key), _map_axis(node, expression)) for key, node in entries_by_axis("axes")],
+        "fixed": [(axis(key), node) for key, node in entries_by_axis("fixed")],
+        "linked": [
+            (axis(key), _map_texts(node, lambda text: _product(text, axis))) for key, node in entries_by_axis("linked")
+        ],
         "depth": [
             (axis(key), _map_depth(node, expression, lambda text: _pattern(text, part, axis_or_word), config_key))
             for key, node in entries("depth")
@@ -199,7 +216,7 @@ def rename_as_part(document: Entries, part: Part, section: str, composite: Entri
         (Text(name, document.origin), Entries(tuple(pairs), document.origin)) for name, pairs in renamed.items()
     )
     return Entries(renamed_sections, document.origin), tuple(
-        rename(text.value) for text in texts if isinstance(text, Text)
+        rename(text.value) for text in texts if isinstance(text, Text) and text.value not in shared
     )
 
 

@@ -115,6 +115,24 @@ def test_a_part_may_have_names_of_another_spelling(recipes):
         load_recipe(recipes / "outer.yaml", CONFIG)
 
 
+def test_an_axis_of_a_part_may_be_one_of_another_part(recipes):
+    """An encoder that writes into the language model's stream: its outputs grow and scale with the stream."""
+    outer = (recipes / "outer.yaml").read_text()
+    outer = outer.replace("vision: {config: vision_config,", "vision: {axes: {a: text.a}, config: vision_config,")
+    (recipes / "outer.yaml").write_text(outer.replace("/vision.b", "/vision.e"))
+    config = {**CONFIG, "vision_config": {"n": 2, "groups": 5, "scale": 3}}
+    names = ("t.w.0", "t.w.1", *(f"v.w.{i}" for i in range(5)), "bridge")
+    recipe = load_recipe(recipes / "outer.yaml", config)
+    assert [axis.name for axis in recipe.axes if axis.name.startswith("vision.")] == ["vision.e"]
+    assert recipe.groups["vision"] == ()
+    shapes = {"bridge": (2, 5)}
+    specs = [TensorSpec(name, "F32", shapes.get(name, (2,))) for name in names]
+    wide = make_plan(recipe, specs, config, Request(axes={"text.a": 2, "text.e": 2, "vision.e": 2}))
+    assert wide.config["vision_config"] == {"n": 4, "groups": 10, "scale": 3}
+    assert {tensor.target.shape for tensor in wide.tensors} == {(4,), (4, 10)}
+    assert {str(tensor.layout) for tensor in wide.tensors if tensor.target.name.startswith("v.")} == {"text.a"}
+
+
 def test_requirements_name_the_fresh_units_of_a_parts_axes(recipes):
     (requirement,) = load_recipe(recipes / "outer.yaml", CONFIG).requires
     assert requirement.text.value == "fresh.text.a == 0 or text_config.n == 4"
@@ -182,6 +200,8 @@ def test_conditions_and_definitions_are_local_to_a_part(recipes):
         ("text: {config: c, recipe: nothing, prefix: text}", "unknown recipe `nothing`"),
         ("text: {config: c, prefix: text}", "the part `text` has no `recipe`"),
         ("text: {config: c, recipe: inner, prefix: text, color: red}", "unknown key `color`"),
+        ("text: {config: c, recipe: inner, prefix: text, axes: a}", "expected a mapping of the part's axes"),
+        ("text: {config: c, recipe: inner, prefix: text, axes: {z: x}}", "names `z`, but its recipe has no such axis"),
         ("text: inner", "expected a mapping of `config`"),
         ("2x: {config: c, recipe: inner, prefix: text}", "not a valid name"),
         ("[inner]", "expected a mapping of parts"),
