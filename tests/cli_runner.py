@@ -46,14 +46,11 @@ def run(*arguments: str) -> Result:
     return Result(code, out.getvalue(), err.getvalue())
 
 
-def shell(*arguments: str, cwd: Path, code: str | None = None) -> subprocess.CompletedProcess[str]:
-    """Run `mupscale` in a new process; `code` is Python that runs first."""
-    program = (
-        ["-m", "mupscale_cli"] if code is None else ["-c", f"{code}\nfrom mupscale_cli.cli.main import main\nmain()"]
-    )
+def shell(*arguments: str, cwd: Path) -> subprocess.CompletedProcess[str]:
+    """Run `mupscale` in a new interpreter."""
     path = os.pathsep.join([str(Path(mupscale_cli.__file__).parent.parent), os.environ.get("PYTHONPATH", "")])
     return subprocess.run(
-        [sys.executable, *program, *arguments],
+        [sys.executable, "-m", "mupscale_cli", *arguments],
         cwd=cwd,
         capture_output=True,
         text=True,

@@ -5,7 +5,8 @@ import signal
 
 import pytest
 
-from cli_runner import run, shell
+import forked
+from cli_runner import run
 
 # After a few blocks the process sends itself a signal, in the middle of writing.
 INTERRUPT = """
@@ -23,9 +24,8 @@ streaming._expand = interrupted
 
 @pytest.mark.parametrize(("name", "code"), [("SIGINT", 130), ("SIGTERM", 143), ("SIGKILL", -signal.SIGKILL)])
 def test_interrupted_run_leaves_no_checkpoint(name, code, saved, tmp_path):
-    result = shell(
-        "widen", str(saved("Llama-tied")), "--factor", "2", "-o", "wide", cwd=tmp_path, code=INTERRUPT.format(name)
-    )
+    words = ("widen", str(saved("Llama-tied")), "--factor", "2", "-o", "wide")
+    result = forked.finish(*words, cwd=tmp_path, code=INTERRUPT.format(name))
     assert result.returncode == code
     assert "Traceback" not in result.stderr
     left = [file.name for file in tmp_path.iterdir()]
@@ -51,12 +51,12 @@ def interrupting(planned, *rest):
     return widen(planned, *rest)
 running._run_widen = interrupting
 """
-    result = shell("run", "job.yaml", cwd=tmp_path, code=in_second)
+    result = forked.finish("run", "job.yaml", cwd=tmp_path, code=in_second)
     assert result.returncode == 130
     assert "Traceback" not in result.stderr
     assert "interrupted" in result.stderr
     assert {file.name for file in tmp_path.iterdir()} == {"narrow", "job.yaml", "narrow-x2"}
-    again = shell("run", "job.yaml", "--json", cwd=tmp_path)
+    again = forked.finish("run", "job.yaml", "--json", cwd=tmp_path)
     assert [step["status"] for step in json.loads(again.stdout)["steps"]] == ["skipped", "done"]
 
 

@@ -7,13 +7,13 @@ import random
 import re
 import shutil
 import signal
-import subprocess
 import sys
 import time
 
 import pytest
 from safetensors.torch import load_file, save_file
 
+import forked
 import mupscale_cli.checkpoints.staging as target_module
 from cli_runner import run
 from mupscale_cli.checkpoints.header import replace_metadata
@@ -28,9 +28,8 @@ from mupscale_cli.tasks.widen import widen
 SHARD = 30_000
 MOST = 3 if sys.platform == "linux" else 1  # processes that share the writing
 # A child that prints a line for each block and writes slowly, so that the test can stop it at any moment.
-CHILD = """
-import sys, time
-from mupscale_cli.cli import main
+SLOW = """
+import time
 import mupscale_cli.engine.streaming as streaming
 write = streaming._expand
 def slow(*arguments):
@@ -38,12 +37,7 @@ def slow(*arguments):
     time.sleep({pause})
     return write(*arguments)
 streaming._expand = slow
-{more}
-sys.argv = ["mupscale", "widen", *sys.argv[1:]]
-main.main()
 """
-
-
 # After some blocks, no file may grow beyond a header, as on a full disk.
 FULL = """
 import resource, signal
@@ -67,13 +61,7 @@ def arguments(source, target, *more):
 
 
 def start(source, target, *more, pause=0.005, code=""):
-    child = CHILD.format(pause=pause, more=code)
-    return subprocess.Popen(
-        [sys.executable, "-c", child, *arguments(source, target, *more)],
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        text=True,
-    )
+    return forked.start("widen", *arguments(source, target, *more), code=SLOW.format(pause=pause) + code)
 
 
 def partial(target):

@@ -2,13 +2,12 @@
 
 import os
 import shutil
-import subprocess
-import sys
 import time
 from pathlib import Path
 
 import pytest
 
+import forked
 from cli_runner import run
 from helpers import save_mlp
 from mupscale_cli.checkpoints.lock import release, try_lock
@@ -138,26 +137,22 @@ def test_a_directory_made_from_the_hub_is_replaced(trained, tmp_path):
         check_output(tmp_path / "wide", Path("org/name"), needed_bytes=0, overwrite=False)
 
 
-RUN = """
+WAITING = """
 import sys
 from mupscale_cli.checkpoints.staging import Staging
-from mupscale_cli.tasks.widen import widen
 publish = Staging.publish
 def waiting(*arguments, **options):
     print("ready", flush=True)
     sys.stdin.readline()
     publish(*arguments, **options)
 Staging.publish = waiting
-from mupscale_cli.cli import main
-main.main()
 """
 
 
 def test_of_two_runs_to_one_file_one_wins(net, tmp_path):
     target = tmp_path / "wide.safetensors"
     arguments = ["widen", str(net), "--factor", "2", "-o", str(target), "--no-verify", "--quiet"]
-    pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
-    runs = [subprocess.Popen([sys.executable, "-c", RUN, *arguments], **pipes) for _ in range(2)]
+    runs = [forked.start(*arguments, code=WAITING) for _ in range(2)]
     for each in runs:
         assert each.stdout.readline() == "ready\n"  # both have passed all checks
     for each in runs:
@@ -178,11 +173,8 @@ def test_of_two_runs_to_one_file_one_wins(net, tmp_path):
 def test_runs_publish_one_after_the_other(net, tmp_path):
     """Another run that is renaming its parts is waited for."""
     lock = try_lock(tmp_path / ".wide.safetensors.publishing")
-    process = subprocess.Popen(
-        [sys.executable, "-m", "mupscale_cli", "widen", net, "--factor", "2", "--no-verify", "-o", "wide.safetensors"],
-        cwd=tmp_path,
-        stderr=subprocess.PIPE,
-    )
+    options = ["--factor", "2", "--no-verify", "-o", "wide.safetensors"]
+    process = forked.start("widen", str(net), *options, cwd=tmp_path)
     deadline = time.monotonic() + 60
     while not list(tmp_path.glob(".wide.safetensors.partial-*/output/optimizer.pt")) and time.monotonic() < deadline:
         time.sleep(0.05)
