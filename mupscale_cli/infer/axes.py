@@ -14,6 +14,7 @@ from torch import nn
 
 from mupscale_cli.infer.architecture import Architecture, Shapes
 from mupscale_cli.infer.shapes import CandidateAxis, scaled_config
+from mupscale_cli.infer.tiny import randomize
 from mupscale_cli.infer.vocabulary import NO_UNITS, meaning, part_of
 from mupscale_cli.text import starred
 
@@ -52,6 +53,18 @@ class Axes:
     @property
     def names(self) -> tuple[str, ...]:
         return (*self.aliases, *(axis.name for axis in self.candidates))
+
+    def equal_counts(self, config: Mapping[str, object]) -> dict[str, str]:
+        """Return conditions that keep equal what the tiny model has equal, each with the reason.
+
+        Heads of an encoder and of a decoder, for example, are one axis: their tensors are laid out by the same number.
+        """
+        return {
+            f"{key} == {axis.key}": f"the draft lays out the heads of {key} as it does those of {axis.key}"
+            for axis in self.candidates
+            for key, power in axis.keys
+            if key != axis.key and power == 1 and config[key] == config[axis.key] and meaning(key).counts == "h"
+        }
 
     def with_aliases(self, values: Mapping[str, Number]) -> dict[str, Number]:
         """Add each alias to sizes or factors of axes, as the product of its parts; an absent part counts 1."""
@@ -187,7 +200,7 @@ class _AxisFinder:
 
     def _runs(self, powers: Mapping[str, int]) -> bool:
         try:
-            self.architecture.run(self.architecture.reusable(self._scaled(powers)))
+            self.architecture.run(randomize(self.architecture.reusable(self._scaled(powers))))
         except Exception:  # noqa: BLE001 (architectures raise anything)
             return False
         return True

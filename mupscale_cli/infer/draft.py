@@ -49,6 +49,7 @@ class Draft:
         untied: the layouts if it does not; None if that was not tried.
         head: a pattern of the classes that have the readout.
         shares: further names of tensors that the model has under several names, each with the name in the layouts.
+        covers: conditions on the config of the source, with their reasons.
         words: what fresh units and new blocks need.
         header: lines that say how the recipe was verified.
     """
@@ -63,6 +64,7 @@ class Draft:
     untied: Variant | None
     head: str = ""
     shares: Mapping[str, str] = field(default_factory=dict)
+    covers: Mapping[str, str] = field(default_factory=dict)
     words: Words = field(default_factory=Words)
     header: tuple[str, ...] = ()
 

@@ -286,6 +286,7 @@ def _infer(
         variants.get(False),
         head,
         shared_names(architecture.reusable(architecture.config)) if not head else {},
+        covers=first.runner.axes.equal_counts(architecture.config),
     ).with_fixed(first.runner.axes.still | {axis: first.reason(axis) for axis in first.result.unsolved})
     draft, errors = prove(draft, solutions, note)
     draft, grown = with_words(draft, solutions, note)

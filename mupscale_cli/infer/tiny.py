@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import math
 import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -241,7 +242,7 @@ def randomize(model: nn.Module, seed: int = 0) -> nn.Module:
     with torch.no_grad():
         for name, tensor in model.state_dict().items():
             if tensor.is_floating_point():
-                fan_in = tensor[0].numel() if tensor.dim() > 1 else 1
+                fan_in = math.prod(tensor.shape[1:])
                 values = torch.randn(tensor.shape, generator=generator, dtype=torch.float64) / max(fan_in, 1) ** 0.5
                 tensor.copy_(values.abs() + 0.5 if name.endswith("running_var") else values)
     return model

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Container, Iterator, Mapping
 from itertools import islice
 from typing import Any
 
@@ -206,9 +206,19 @@ def _own_settings(defaults: Mapping[str, Any], flags: Mapping[str, Any]) -> Iter
     own_depth = next((config[key] for key in sizes if meaning(key).counts == "layers"), None)
     numbers = _block_numbers(config, own_depth, num_layers)
     head_settings = list(_head_settings(config, defaults, sizes))
-    for structure in (*([numbers] if numbers else []), {}, *_structures(config, sizes, num_layers)):
+    lists = _lists_of_counts(known, sizes)
+    for structure in (*filter(None, [numbers]), {}, *filter(None, [lists]), *_structures(config, sizes, num_layers)):
         for heads in head_settings:
             yield {**sizes, **heads, **structure}
+
+
+def _lists_of_counts(config: Mapping[str, Any], sizes: Container[str]) -> dict[str, list[int]]:
+    """Return the lists of numbers in a config, with small numbers: flags may say how many of them a list has."""
+    return {
+        key: [min(item, _SMALL) for item in value]
+        for key, value in config.items()
+        if key not in sizes and isinstance(value, list) and value and all(type(item) is int for item in value)
+    }
 
 
 def is_small_constant(key: str, value: object) -> bool:

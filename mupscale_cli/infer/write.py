@@ -34,6 +34,7 @@ def recipe_text(draft: Draft) -> str:
         _tie(draft),
         _section("linked", links),
         *_depth(draft),
+        _section("covers", {json.dumps(key): json.dumps(reason) for key, reason in draft.covers.items()}),
         _section("requires", {json.dumps(key): json.dumps(reason) for key, reason in draft.words.requires.items()}),
         _section("config", {key: _quoted(value) for key, value in config.items()}),
         ["tensors:", *rule_lines(tensor_rules(draft))],
@@ -119,7 +120,7 @@ def _config(draft: Draft, names: Sequence[str]) -> dict[str, str]:
 def _defaults(draft: Draft, config: Mapping[str, str], names: Sequence[str]) -> dict[str, Any]:
     """Return the defaults of the keys that the recipe reads; config.json may leave them out."""
     words = draft.words
-    more = [*words.eps.values(), *([words.stack.size] if words.stack else ())]
+    more = [*draft.covers, *words.eps.values(), *([words.stack.size] if words.stack else ())]
     text = " ".join([*config.values(), *(draft.axes.sizes[name] for name in names), *more])
     keys = dict.fromkeys(re.findall(r"[A-Za-z_][\w.]*", text))
     defaults = {key: draft.defaults[key] for key in keys if draft.defaults.get(key) is not None}

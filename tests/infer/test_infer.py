@@ -423,6 +423,55 @@ def build(config):
 """
 
 
+TWO_ATTENTIONS = """
+import torch
+from torch import nn
+from torch.nn import functional as F
+
+config = {"d_model": 24, "encoder_attention_heads": 4, "decoder_attention_heads": 4}
+
+
+class Attention(nn.Module):
+    def __init__(self, width, heads):
+        super().__init__()
+        self.heads = heads
+        self.q_proj, self.k_proj = nn.Linear(width, width), nn.Linear(width, width)
+        self.v_proj, self.out_proj = nn.Linear(width, width), nn.Linear(width, width)
+
+    def forward(self, x):
+        made = self.q_proj(x), self.k_proj(x), self.v_proj(x)
+        q, k, v = (t.unflatten(-1, (self.heads, -1)).transpose(1, 2) for t in made)
+        return self.out_proj(F.scaled_dot_product_attention(q, k, v).transpose(1, 2).flatten(2))
+
+
+def build(c):
+    heads = c["encoder_attention_heads"], c["decoder_attention_heads"]
+    attentions = (Attention(c["d_model"], some) for some in heads)
+    return nn.Sequential(nn.Linear(5, c["d_model"]), *attentions, nn.Linear(c["d_model"], 3))
+
+
+def inputs(config, generator):
+    return (torch.randn(2, 4, 5, generator=generator),)
+"""
+
+
+def test_heads_that_are_one_axis_must_be_as_many_in_the_source(tmp_path):
+    """Two numbers of heads are equal in the tiny model: its layouts do not hold for others."""
+    (tmp_path / "net.py").write_text(TWO_ATTENTIONS)
+    reference = f"{tmp_path / 'net.py'}:build"
+    (tmp_path / "net.yaml").write_text(infer_user_model(reference).text)
+    module = load_user_module(reference)[0]
+    options = {"recipe": tmp_path / "net.yaml", "model": reference, "dtype": "float64"}
+    for heads, name in ((4, "same"), (2, "other")):
+        config = {**module.config, "decoder_attention_heads": heads}
+        (tmp_path / name).mkdir()
+        safetensors.torch.save_model(module.build(config), str(tmp_path / name / "model.safetensors"))
+        (tmp_path / name / "config.json").write_text(json.dumps(config))
+    assert widen(tmp_path / "same", tmp_path / "wide", factor=2, **options).verification.max_rel < 1e-12
+    with pytest.raises(MupscaleError, match="whose config has `decoder_attention_heads: 2`"):
+        widen(tmp_path / "other", tmp_path / "wider", factor=2, **options)
+
+
 def test_every_output_is_exact_and_not_the_first_alone(tmp_path):
     """The query of the pooling attention is a parameter; only the second output tells how large it must be."""
     (tmp_path / "net.py").write_text(POOLING)

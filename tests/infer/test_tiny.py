@@ -59,6 +59,19 @@ def test_tiny_model_keeps_small_numbers_that_are_no_sizes():
     assert (model.config.hidden_size, model.config.num_hidden_layers) == (48, 4)
 
 
+def test_lists_keep_the_number_of_items_that_a_flag_says():
+    flags = {"num_static_categorical_features": 2, "cardinality": [366, 5], "embedding_dimension": [50, 2]}
+    flags |= {"prediction_length": 24, "lags_sequence": [1, 2, 3, 48], "num_time_features": 1}
+    model = tiny_model("time_series_transformer", "TimeSeriesTransformerForPrediction", flags=flags).model
+    tables = [model.state_dict()[f"model.embedder.embedders.{number}.weight"] for number in range(2)]
+    assert [tuple(table.shape) for table in tables] == [(16, 16), (5, 2)]
+
+
+def test_a_table_without_rows_has_no_random_values():
+    table = torch.nn.Embedding(0, 3)
+    assert tiny.randomize(table) is table
+
+
 def test_tiny_model_refuses_an_unknown_type():
     with pytest.raises(TinyError, match="no model type `nothing`"):
         tiny_model("nothing")

@@ -49,6 +49,36 @@ def test_series_are_of_every_category():
     assert {category for each in inputs for category in each.keywords["freq"]} == {0, 1, 2}
 
 
+def test_series_that_are_predicted_come_with_all_that_is_known_of_their_times():
+    sizes = {"context_length": 4, "prediction_length": 2, "lags_sequence": [1, 3], "input_size": 1}
+    known = {"num_time_features": 2, "num_dynamic_real_features": 1, "num_static_real_features": 0}
+    categories = {"num_static_categorical_features": 2, "cardinality": [5, 3]}
+    stub = Stub("past_values", **sizes, **known, **categories)
+
+    def forward(
+        past_values,
+        past_time_features,
+        past_observed_mask,
+        static_categorical_features,
+        future_values,
+        future_time_features,
+    ):
+        raise AssertionError
+
+    stub.forward = forward
+    made = reference_inputs(stub, torch.Generator().manual_seed(0)).keywords
+    shapes = {name: tuple(value.shape[1:]) for name, value in made.items()}
+    assert shapes == {
+        "past_values": (7,),
+        "past_time_features": (7, 3),
+        "past_observed_mask": (7,),
+        "static_categorical_features": (2,),
+        "future_values": (2,),
+        "future_time_features": (2, 3),
+    }
+    assert made["static_categorical_features"].max() < 5
+
+
 @pytest.mark.parametrize(("size", "shape"), [(8, (1, 8, 8)), ((6, 10), (1, 6, 10))])
 def test_images_have_the_size_in_the_config(size, shape):
     stub = Stub("pixel_values", image_size=size, num_channels=1)
