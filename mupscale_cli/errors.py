@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Mapping
+from fractions import Fraction
 from typing import ClassVar
 
 from mupscale_cli.text import shortened
@@ -30,23 +32,40 @@ def printable(text: str) -> str:
     return shortened(without_secrets(escaped), _MAX_LENGTH)
 
 
-# A flag in a message, with its value; not a command, nor one of several flags.
-_FLAG = re.compile(r"`--(?P<no>no-)?(?P<name>[a-z]+(?:-[a-z]+)*)(?: (?P<value>(?!`| |[^`]* --)[^`]*))?`")
+_FLAGS = re.compile(r"`(?P<flags>--[^`]+)`")  # flags in a message; not a command
+_FLAG = re.compile(r"--(?P<no>no-)?(?P<name>[a-z]+(?:-[a-z]+)*)(?: (?P<value>.+))?")
 _PART = re.compile(r"(?P<key>[^=:]+)(?P<sign>[=:])(?P<value>.+)")
 FIELDS = {"axis": "axes", "set": "settings"}  # the argument of the Python API, if its name is not the option's
 
 
+def _arguments(found: re.Match[str]) -> str:
+    """Return options as arguments of the Python API: `factor=2, axes={"ffn": 4}` for `--factor 2 --axis ffn=4`."""
+    flags = [_FLAG.fullmatch(flag) for flag in re.split(r" (?=--)", found["flags"])]
+    values: dict[str, list[str]] = {}
+    for flag in flags:
+        if flag is None or (flag["value"] is None and len(flags) > 1):
+            return found.group()
+        values.setdefault(flag["name"], []).append(_argument(flag))
+    if any(len(each) > 1 and (name not in FIELDS or not each[0].startswith("{")) for name, each in values.items()):
+        return found.group()  # an option that is repeated is not an argument that is
+    joined = [
+        f"{FIELDS[name]}={{{', '.join(part[1:-1] for part in each)}}}" if each[0].startswith("{") else each[0]
+        for name, each in values.items()
+    ]
+    return f"`{', '.join(joined)}`"
+
+
 def _argument(flag: re.Match[str]) -> str:
-    """Return an option as an argument of the Python API: `noise_mode="free"` for `--noise-mode free`."""
+    """Return an option as an argument, or as an item of one: `noise_mode="free"`, `{"ffn": 4}`."""
     name = FIELDS.get(flag["name"], flag["name"].replace("-", "_"))
     if flag["value"] is None:
-        return f"`{name}=False`" if flag["no"] else f"`{name}`"
+        return f"{name}=False" if flag["no"] else name
     if flag["name"] not in FIELDS:
-        return f"`{name}={_literal(flag['value'])}`"
+        return f"{name}={_literal(flag['value'])}"
     if (part := _PART.fullmatch(flag["value"])) is None:
-        return f'`{name}["{flag["value"]}"]`'
+        return f'{name}["{flag["value"]}"]'
     value = _literal(part["value"])
-    return f'`{name}={{"{part["key"]}": {value if part["sign"] == "=" else f"Size({value})"}}}`'
+    return f'{{"{part["key"]}": {value if part["sign"] == "=" else f"Size({value})"}}}'
 
 
 def _literal(value: str) -> str:
@@ -86,7 +105,7 @@ class MupscaleError(Exception):
 
     def __str__(self) -> str:
         """The text for those who see an exception, and so call from Python: options are arguments."""
-        return _FLAG.sub(_argument, self.text)
+        return _FLAGS.sub(_arguments, self.text)
 
 
 class UsageError(MupscaleError):
@@ -106,7 +125,25 @@ class OtherFormatError(CheckpointError):
 
 
 class PlanError(MupscaleError):
-    """A widening that is impossible with the requested factors, axes and options, or for the checkpoint."""
+    """A widening that is impossible with the requested factors, axes and options, or for the checkpoint.
+
+    Args:
+        message: what is wrong.
+        excerpt: lines that show the place.
+        hint: what to do.
+        instead: factors of axes that may be possible instead of the requested ones.
+    """
+
+    def __init__(
+        self,
+        message: str,
+        *,
+        excerpt: str | None = None,
+        hint: str | None = None,
+        instead: Mapping[str, int | Fraction] | None = None,
+    ) -> None:
+        super().__init__(message, excerpt=excerpt, hint=hint)
+        self.instead = instead or {}
 
 
 class OptionError(PlanError):
@@ -119,11 +156,19 @@ class SizeError(PlanError):
     Args:
         message: what is wrong.
         hint: what to do.
+        instead: as of a `PlanError`.
         axis: the axis that cannot have its size; None if the sizes do not go together.
     """
 
-    def __init__(self, message: str, *, hint: str | None = None, axis: str | None = None) -> None:
-        super().__init__(message, hint=hint)
+    def __init__(
+        self,
+        message: str,
+        *,
+        hint: str | None = None,
+        instead: Mapping[str, int | Fraction] | None = None,
+        axis: str | None = None,
+    ) -> None:
+        super().__init__(message, hint=hint, instead=instead)
         self.axis = axis
 
 

@@ -50,6 +50,7 @@ _SHORTER = {
     r"^the factors of linked axes do not match: in `\w+`, (.*), but .*": r"\1",
     r"^`[^`]*[.][^`]*` normalizes": "a norm normalizes",
     r",? `[^`]*[.][^`]*`,?": "",
+    r"(?<=in different tensors) \([\d, .]+\)": "",
 }
 # A column is a name, the axes of which the first one that a model has grows, and its factor; None for an odd size.
 COLUMNS: tuple[tuple[str, tuple[str, ...], Fraction | int | None], ...] = (

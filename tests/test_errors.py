@@ -22,6 +22,7 @@ from mupscale_cli.errors import MupscaleError, PlanError
         ("`--set rope.theta=1e-4`", '`settings={"rope.theta": 1e-4}`'),
         ("`mupscale verify --only weights`", "`mupscale verify --only weights`"),
         ("`--only weights --only files`, `--seed`", "`--only weights --only files`, `seed`"),
+        ("`--factor 1.5 --axis ffn=4 --axis kv:3`", '`factor=1.5, axes={"ffn": 4, "kv": Size(3)}`'),
     ],
 )
 def test_a_flag_of_a_message_is_an_argument_in_python(flag, argument):

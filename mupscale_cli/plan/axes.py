@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -50,19 +50,9 @@ def find_axes(
         for name, size in sizes.items()
     }
     open_names = {rule.name for rule in recipe.axes if rule.size == "shapes" and rule.name in used}
-    for spec in specs:
-        if not open_names:
-            break
-        layout = layouts[spec.name].value
-        if not isinstance(layout, Layout) or len(layout.dims) != len(spec.shape):
-            continue
-        for dim, size in zip(layout.dims, spec.shape, strict=True):
-            try:
-                names, solved = solve_size(dim, axes, size)
-            except LayoutError:
-                continue  # `TensorPlanner` reports it with the tensor's name
-            if solved is not None and len(names) == 1 and names <= open_names:
-                name = names.pop()
+    if open_names:
+        for name, solved in _solved_sizes(specs, layouts, axes):
+            if name in open_names:
                 axes[name] = replace(axes[name], size=solved)
                 open_names.remove(name)
     for name, count in name_counts(matches).items():
@@ -81,6 +71,30 @@ def find_axes(
         rule = next(rule for rule in recipe.axes if rule.name in open_names)
         raise rule.text.error(f"cannot infer the size of the axis `{rule.name}` from the shapes of the tensors")
     return axes
+
+
+def varied_sizes(
+    specs: Iterable[TensorSpec], layouts: Mapping[str, Choice[Any]], axes: Mapping[str, Axis], name: str
+) -> set[int]:
+    """Return the sizes of an axis that differs between tensors, as far as their shapes show them."""
+    return {size for axis, size in _solved_sizes(specs, layouts, axes) if axis == name}
+
+
+def _solved_sizes(
+    specs: Iterable[TensorSpec], layouts: Mapping[str, Choice[Any]], axes: Mapping[str, Axis]
+) -> Iterator[tuple[str, int]]:
+    """Yield the only axis without a size of each dimension, and the size that it has there."""
+    for spec in specs:
+        layout = layouts[spec.name].value
+        if not isinstance(layout, Layout) or len(layout.dims) != len(spec.shape):
+            continue
+        for dim, size in zip(layout.dims, spec.shape, strict=True):
+            try:
+                names, solved = solve_size(dim, axes, size)
+            except LayoutError:
+                continue  # `TensorPlanner` reports it with the tensor's name
+            if solved is not None and len(names) == 1:
+                yield names.pop(), solved
 
 
 def sizes_from_config(

@@ -20,6 +20,7 @@ from mupscale_cli.plan.axes import sizes_from_config
 from mupscale_cli.plan.conditions import Values, choose, environment, evaluate_located
 from mupscale_cli.plan.copies import Axis
 from mupscale_cli.plan.dims import power_scale
+from mupscale_cli.plan.links import next_ratios
 from mupscale_cli.plan.types import ConfigChange
 from mupscale_cli.text import shortened, shown
 
@@ -152,7 +153,9 @@ def check_requirements(recipe: Recipe, values: Values, wide_values: Values, axes
             named = [name.name.removeprefix(FRESH_PREFIX) for name in names_in(requirement.condition)]
             partial = [axes[name] for name in named if name in axes and axes[name].fresh + axes[name].extra]
             raise SizeError(
-                f"`{recipe.name}` cannot have these sizes: {requirement.reason}", hint=_whole(partial) or _OTHER_SIZES
+                f"`{recipe.name}` cannot have these sizes: {requirement.reason}",
+                hint=_whole(partial) or _OTHER_SIZES,
+                instead=next_ratios(recipe, axes, [axis.name for axis in partial]),
             )
 
 

@@ -35,6 +35,7 @@ from mupscale_cli.errors import PlanError, SizeError
 from mupscale_cli.plan.conditions import Values
 from mupscale_cli.plan.copies import Axis
 from mupscale_cli.plan.dims import Fill, Fills
+from mupscale_cli.plan.links import next_ratios
 
 _BIASES = ("bias", "beta")  # ends of the names of biases
 
@@ -228,6 +229,7 @@ class FreshUnits:
                     raise SizeError(
                         f"the axis `{axis.name}` cannot grow from {axis.size} to {axis.wide_size} units: {reason}",
                         hint=_alternative(axis),
+                        instead=None if axis.isometric else next_ratios(self.recipe, self.axes, [axis.name]),
                         axis=axis.name,
                     )
 

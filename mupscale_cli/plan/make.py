@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
+from functools import partial
 from types import MappingProxyType
 from typing import Any
 
@@ -14,7 +15,7 @@ from mupscale_cli.checkpoints.config import CONFIG
 from mupscale_cli.checkpoints.libraries import library_of
 from mupscale_cli.dtypes import DTYPES, TensorSpec
 from mupscale_cli.errors import PlanError, RecipeError
-from mupscale_cli.plan.axes import find_axes, sizes_from_config, used_axes
+from mupscale_cli.plan.axes import find_axes, sizes_from_config, used_axes, varied_sizes
 from mupscale_cli.plan.conditions import Values, choose, environment, with_measured_defaults
 from mupscale_cli.plan.config import (
     check_covered,
@@ -141,8 +142,8 @@ def _make_plan(
 
     stated, restated = widen_config(recipe, config or {}, values, {**axes, **stacks})
     check_stated(recipe, specs, layouts, axes, values, restated)
-    axes = grow_axes(recipe, without_stacks(recipe, request), axes, used, stated, sizes)
-    _refuse_partial(axes.values(), method)
+    varied = partial(varied_sizes, specs, layouts, axes)
+    axes = grow_axes(recipe, without_stacks(recipe, request), axes, used, stated, sizes, varied)
     axes = _arrange(recipe, axes, method, layouts)
     fresh = FreshUnits(recipe, axes, layouts, eps_factors(recipe, axes, values))
     fresh.check(matches)
@@ -295,7 +296,12 @@ def _refuse_partial(axes: Iterable[Axis], method: Method) -> None:
 def _arrange(
     recipe: Recipe, axes: Mapping[str, Axis], method: Method, layouts: Mapping[str, Choice[Any]]
 ) -> dict[str, Axis]:
-    """Return the axes with the method's positions of copies, if they keep the order that the recipe demands."""
+    """Return the axes with the method's positions of copies.
+
+    Raises:
+        PlanError: the method makes no fresh units, or does not keep the order that the recipe demands.
+    """
+    _refuse_partial(axes.values(), method)
     axes = {name: replace(axis, arrangement=method) for name, axis in axes.items()}
     axes = isometric_axes(recipe, axes, layouts) if method.is_isometric else axes
     for axis in axes.values():

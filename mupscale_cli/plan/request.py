@@ -4,19 +4,22 @@ from __future__ import annotations
 
 import copy
 import math
-from collections.abc import Callable, Collection, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field, replace
 from fractions import Fraction
+from functools import partial
 from typing import Any, NamedTuple, Union
 
 from mupscale_cli.architecture.expressions import look_up
-from mupscale_cli.architecture.types import Link, Recipe
+from mupscale_cli.architecture.types import Recipe
 from mupscale_cli.errors import PlanError
 from mupscale_cli.plan.blocks import BlockMap
 from mupscale_cli.plan.copies import Axis
+from mupscale_cli.plan.links import linked_ratios, with_links
 from mupscale_cli.text import listed, suggest
 
 MAX_FACTOR = 4096  # of one axis
+_MAX_SIZES = 4  # in a message
 USUAL_FACTOR = 16  # a larger one needs the user's consent
 Sizes = Callable[[Mapping[str, Any]], Mapping[str, "int | None"]]
 
@@ -62,7 +65,6 @@ class _Asked(NamedTuple):
 
     amount: Amount
     option: str
-    instead: str = ""
 
 
 def grow_axes(
@@ -72,6 +74,7 @@ def grow_axes(
     used: frozenset[str],
     config: Mapping[str, Any],
     sizes: Sizes,
+    varied: Callable[[str], Iterable[int]] = lambda _: (),
 ) -> dict[str, Axis]:
     """Return every axis with its growth.
 
@@ -85,6 +88,7 @@ def grow_axes(
         used: axes that occur in some tensor; the others stay as they are.
         config: config of the source, with every key that the recipe writes.
         sizes: returns the size of every axis in a config.
+        varied: returns the sizes of an axis that differs between tensors, for messages.
 
     Raises:
         PlanError: an axis is unknown or fixed, an amount is no whole number of units or too large, an axis
@@ -93,29 +97,54 @@ def grow_axes(
     _check_factors(request)
     asked = {name: _Asked(Size(size), "--to") for name, size in request.sizes.items()}
     if request.factor is not None:
-        asked |= dict.fromkeys(recipe.widen, _asked_of_all(recipe, request.factor, axes, used))
+        asked |= dict.fromkeys(recipe.widen, _Asked(request.factor, "--factor"))
     groups, keys, single = _sorted_by_kind(recipe, request.axes, config)
     for name, amount in groups.items():
         asked |= _asked_of_group(recipe.groups[name], amount, name)
     if keys:
         asked |= _asked_of_keys(recipe, keys, config, sizes)
     asked |= {name: _Asked(amount, f"--axis {name}") for name, amount in single.items()}
-    ratios = {name: (_ratio if name in used else _nominal_ratio)(axes[name], *one) for name, one in asked.items()}
-    ratios = _with_links(recipe, axes, used, ratios)
+    ratios = _ratios(recipe, axes, used, asked, varied)
+    ratios = with_links(recipe, axes, used, ratios)
     for name, reason in recipe.fixed.items():
         if ratios.get(name, 1) != 1:
             raise PlanError(f"cannot widen the axis `{name}` of `{recipe.name}`: {reason}")
     return {name: _grown(axis, ratios[name]) if name in used else axis for name, axis in axes.items()}
 
 
-def _asked_of_all(recipe: Recipe, factor: int | Fraction, axes: Mapping[str, Axis], used: frozenset[str]) -> _Asked:
-    """Return the factor of every axis, and the next larger one that leaves no axis a fraction of a unit."""
-    common = math.gcd(*(axes[name].size or 1 for name in recipe.widen if name in used)) or 1
-    whole = Fraction(math.ceil(min(factor, MAX_FACTOR) * common), common)
-    decimal = f"{float(whole):g}"
-    fitting = decimal if Fraction(decimal) == whole else str(whole)
-    others = "`--params N --dry-run`, in place of `--factor`, lists shapes that fit"
-    return _Asked(factor, "--factor", f"use `--factor {fitting}`; {others}")
+def _ratios(
+    recipe: Recipe,
+    axes: Mapping[str, Axis],
+    used: frozenset[str],
+    asked: Mapping[str, _Asked],
+    varied: Callable[[str], Iterable[int]],
+) -> dict[str, Fraction]:
+    """Return the wide size of each axis that is asked for, divided by its size."""
+    ratios = {name: _nominal_ratio(axes[name], amount) for name, (amount, _) in asked.items()}
+
+    def instead(name: str, amount: Amount, option: str) -> Mapping[str, Fraction]:
+        """Return the next larger ratios that leave no axis a fraction of a unit."""
+        alike = [name for name, one in asked.items() if one == (amount, option) and name in used]
+        names = alike if option == "--factor" else [name]
+        common = math.gcd(*(axes[name].size or 1 for name in names))
+        return linked_ratios(recipe, ratios, dict.fromkeys(names, Fraction(math.ceil(ratios[name] * common), common)))
+
+    for name, (amount, option) in asked.items():
+        axis = axes[name]
+        if name not in used:
+            continue
+        if axis.size is None and (isinstance(amount, Size) or ratios[name].denominator != 1):
+            raise PlanError(
+                f"the axis `{name}` has different sizes in different tensors{_examples(varied(name))}, so it needs a "
+                "whole factor",
+                hint=f"for instance `--axis {name}=2`",
+                instead=linked_ratios(recipe, ratios, {name: math.ceil(ratios[name])}),
+            )
+        ratios[name] = Fraction(
+            grown(f"the axis `{name}`", axis.size or 1, amount, option, partial(instead, name, amount, option)),
+            axis.size or 1,
+        )
+    return ratios
 
 
 def _check_factors(request: Request) -> None:
@@ -196,26 +225,22 @@ def _with_keys(config: Mapping[str, Any], values: Mapping[str, int]) -> dict[str
     return changed
 
 
-def _ratio(axis: Axis, amount: Amount, option: str, instead: str) -> Fraction:
-    """Return the wide size of an axis divided by its size."""
-    if axis.size is not None:
-        return Fraction(grown(f"the axis `{axis.name}`", axis.size, amount, option, instead), axis.size)
-    if isinstance(amount, Size) or Fraction(amount).denominator != 1:
-        raise PlanError(
-            f"the axis `{axis.name}` has different sizes in different tensors, so it needs a whole factor",
-            hint=f"for instance `--axis {axis.name}=2`",
-        )
-    return Fraction(grown(f"the axis `{axis.name}`", 1, amount, option))
+def _examples(sizes: Iterable[int]) -> str:
+    """Return some sizes in parentheses, for the middle of a sentence; empty if there are not several."""
+    found = sorted(set(sizes))
+    return f" ({', '.join(map(str, found[:_MAX_SIZES]))}{', ...' * (len(found) > _MAX_SIZES)})" if found[1:] else ""
 
 
-def _nominal_ratio(axis: Axis, amount: Amount, *_: str) -> Fraction:
-    """Return the ratio of an axis that no tensor has; only axes that are linked to it depend on it."""
+def _nominal_ratio(axis: Axis, amount: Amount) -> Fraction:
+    """Return the wide size of an axis divided by its size, which may leave a fraction of a unit."""
     if isinstance(amount, Size):
         return Fraction(amount.units, axis.size or amount.units)
     return Fraction(amount)
 
 
-def grown(what: str, size: int, amount: Amount, option: str, instead: str = "") -> int:
+def grown(
+    what: str, size: int, amount: Amount, option: str, instead: Callable[[], Mapping[str, Fraction]] = dict
+) -> int:
     """Return a size after it grows by an amount.
 
     Args:
@@ -223,7 +248,7 @@ def grown(what: str, size: int, amount: Amount, option: str, instead: str = "") 
         size: the size.
         amount: what it grows by or to.
         option: the option that asks for it.
-        instead: what fits if the new size is not a whole number. Default: a size.
+        instead: returns ratios of axes that fit if the new size is not a whole number.
 
     Raises:
         PlanError: the new size is smaller, is too large, or is not a whole number.
@@ -244,65 +269,24 @@ def grown(what: str, size: int, amount: Amount, option: str, instead: str = "") 
         )
     wide = size * factor
     if wide.denominator != 1:
-        single = f"give it a size, such as `--axis {what.split('`')[1]}:{math.ceil(wide)}`"
         raise PlanError(
             f"{what} has size {size}, and {_shown(factor)} times that is {_shown(wide)}, which is not a whole number",
-            hint=instead or single,
+            hint=f"give it a size, such as `--axis {what.split('`')[1]}:{math.ceil(wide)}`",
+            instead=instead(),
         )
     return int(wide)
+
+
+def ratio_text(ratio: Fraction | int) -> str:
+    """Format a factor as it can be typed: `1.5` or `4/3`."""
+    decimal = f"{float(ratio):g}"
+    return decimal if Fraction(decimal) == ratio else str(ratio)
 
 
 def _shown(number: Fraction) -> str:
     if abs(number) >= 10**18:  # Python refuses to convert thousands of digits
         return "a number of many digits"
     return str(number) if number.denominator == 1 else f"{float(number):.6g}"
-
-
-def _with_links(
-    recipe: Recipe, axes: Mapping[str, Axis], used: Collection[str], ratios: Mapping[str, Fraction]
-) -> dict[str, Fraction]:
-    """Return the ratios of all axes; the one axis of a link that is not asked for follows from the others.
-
-    Raises:
-        PlanError: the ratios of linked axes contradict each other, and the linked one occurs in a tensor.
-    """
-    solved = dict(ratios)
-    for link in recipe.links:
-        open_names = [name for name in (link.axis, *link.product) if name not in solved and name not in recipe.fixed]
-        if len(open_names) == 1 and (ratio := _solve(link, solved, open_names[0])) >= 1:
-            size = axes[open_names[0]].size
-            if ratio.denominator == 1 or (size is not None and (size * ratio).denominator == 1):
-                solved[open_names[0]] = ratio
-    complete = {name: solved.get(name, Fraction(1)) for name in recipe.axis_names}
-    for link in recipe.links:
-        product = math.prod((complete[name] for name in link.product), start=Fraction(1))
-        if link.axis in used and complete[link.axis] != product:
-            terms = " x ".join(f"{name} {complete[name]}" for name in link.product)
-            raise PlanError(
-                f"the factors of linked axes do not match: in `{recipe.name}`, {link.axis} is {link.text.value}, "
-                f"but the factors are {link.axis} {complete[link.axis]} and {terms}",
-                hint=_suggestion(recipe, complete, link),
-            )
-    return complete
-
-
-def _solve(link: Link, ratios: Mapping[str, Fraction], name: str) -> Fraction:
-    """Return the ratio that one axis of a link must have, given those of the others."""
-    others = math.prod((ratios.get(other, Fraction(1)) for other in link.product if other != name), start=Fraction(1))
-    return others if name == link.axis else ratios[link.axis] / others
-
-
-def _suggestion(recipe: Recipe, ratios: Mapping[str, Fraction], link: Link) -> str:
-    """Suggest factors that satisfy a link and are close to the requested ones."""
-    product = math.prod((ratios[name] for name in link.product), start=Fraction(1))
-    changed = dict(ratios)
-    movable = next((name for name in link.product if name not in recipe.fixed), link.axis)
-    if product > 1 or movable == link.axis:
-        changed[link.axis] = product
-    else:
-        changed[movable] = ratios[link.axis]
-    options = " ".join(f"--axis {name}={factor}" for name, factor in changed.items() if factor > 1)
-    return f"for instance, `{options}`" if options else f"do not widen {link.axis}"
 
 
 def _grown(axis: Axis, ratio: Fraction) -> Axis:

@@ -80,6 +80,7 @@ def rotary_keys(recipe: Recipe, axes: Mapping[str, Axis], config: Mapping[str, A
                 raise SizeError(
                     f"the axis `{rule.name}` cannot grow from {axis.size} to {axis.wide_size} units: {reason}",
                     hint=f"keep its size with `--axis {rule.name}=1`",
+                    instead={rule.name: 1},
                     axis=rule.name,
                 ) from reason
     return changed

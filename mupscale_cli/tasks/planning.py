@@ -6,6 +6,7 @@ import logging
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from difflib import get_close_matches
+from functools import partial
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
@@ -18,6 +19,7 @@ from mupscale_cli.engine.memory import comparison_bytes
 from mupscale_cli.errors import MupscaleError, OutputError, PlanError, RecipeError, install_extra
 from mupscale_cli.infer.drafting import draft_for
 from mupscale_cli.plan import Amount, Plan, Request, Shard, Size, TensorPlan, make_plan
+from mupscale_cli.plan.advice import plan_or_advise
 from mupscale_cli.plan.depth import only_stacks
 from mupscale_cli.plan.goal import Goal
 from mupscale_cli.plan.proposals import propose
@@ -227,10 +229,11 @@ def plan_shapes(source: Source, options: WidenOptions) -> tuple[Plan, ...]:
         narrow = make_plan(recipe, specs, config, tie=options.tie)
         sizes = goal.sizes(narrow, config or {}, options.request.axes.keys())
         tie = options.tie or ("untie" if goal.unties(narrow) else None)
-        grown = plan(replace(options.request, sizes=sizes), tie)
+        request = replace(options.request, sizes=sizes)
+        grown = plan_or_advise(request, partial(plan, tie=tie), str(options.to))
         plans = (replace(grown, goal=goal.compare(config or {}, grown.config or {})),)
     else:
-        plans = (plan(options.request),)
+        plans = (plan_or_advise(options.request, plan),)
     _check_grown(plans[0], options.request, checkpoint)
     _log_reasons(plans[0])
     return plans

@@ -117,7 +117,7 @@ def test_sizes_that_the_class_refuses(narrow):
     text = said("widen", str(narrow), "-f", "1.3", "--dry-run")[1]
     assert "`--params N --dry-run`, in place of `--factor`" in text
     assert said("widen", str(narrow), "--factor", re.search("`--factor ([^`]*)`;", text)[1], "--dry-run")[0] == 0
-    size = re.search("`--axis (kv:[0-9]*)`", said("widen", str(narrow), "--axis", "kv=1.1", "--dry-run")[1])[1]
+    size = re.search("`--axis (kv=[0-9.]*)`", said("widen", str(narrow), "--axis", "kv=1.1", "--dry-run")[1])[1]
     assert said("widen", str(narrow), "--axis", size, "--dry-run")[0] == 0
     assert "choose a larger target" in said("widen", str(narrow), "--to", str(narrow), "--dry-run")[1]
     assert said("widen", str(narrow), "--params", "60K", "--dry-run")[0] == 0
