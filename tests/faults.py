@@ -147,14 +147,16 @@ class Trial:
             self.out.rename(folder)
         return folder
 
-    def expected(self) -> tuple[dict[str, str], dict[str, str]]:
-        """Return the files of the old and of the new output."""
+    def expected(self, fault: str) -> tuple[dict[str, str], dict[str, str], int]:
+        """Return the files of the old and of the new output, and the number of calls that a fault may strike."""
         self.prepare()
         old = files_of(self.out)
+        LIBRARY.fault_arm(os.fsencode(self.out), COUNT, fault == "kill", 0)
         outcome = self.run()
+        count = LIBRARY.fault_disarm()
         assert outcome.error is None, outcome
         assert not hidden(self.out)
-        return old, files_of(self.out)
+        return old, files_of(self.out), count
 
 
 def forked(work: Callable[[Callable[[str], None]], object]) -> Outcome:
@@ -315,11 +317,7 @@ def make_source(folder: Path) -> None:
 def strike(root: Path, fault: str, scenario: Scenario, sample: int | None, pick: random.Random) -> tuple[int, int]:
     """Try all calls of a scenario, or a sample of them; return how many faults there were, and how many mattered."""
     trial = Trial(root, scenario)
-    old, new = trial.expected()
-    trial.prepare()
-    LIBRARY.fault_arm(os.fsencode(trial.out), COUNT, fault == "kill", 0)
-    trial.run()
-    count = LIBRARY.fault_disarm()
+    old, new, count = trial.expected(fault)
     numbers = range(1, count + 1) if sample is None else pick.sample(range(1, count + 1), min(sample, count))
     found = [problems(trial, fault, number, old, new) for number in numbers]
     for number, point in zip(numbers, found, strict=True):

@@ -36,7 +36,7 @@ def fill_normal(out: Tensor, key: int, start: int, std: float = 1.0) -> None:
         start: position of the first number in the sequence.
         std: standard deviation.
     """
-    quantiles = _quantiles() * std  # cheap: the table is much smaller than `out`
+    quantiles = _scaled_quantiles(std)
     index = torch.empty(min(_CHUNK, len(out)), dtype=torch.int64)  # torch is slower with smaller integers
     for begin in range(0, len(out), _CHUNK):
         end = min(begin + _CHUNK, len(out))
@@ -67,6 +67,12 @@ def _counters() -> Tensor:
 def _signed(value: int) -> int:
     """Reduce an integer modulo 2^64 to the range of torch's int64."""
     return (value + (1 << 63)) % (1 << 64) - (1 << 63)
+
+
+@lru_cache(maxsize=8)
+def _scaled_quantiles(std: float) -> Tensor:
+    """Return the quantiles times a standard deviation, which is that of many blocks of one tensor."""
+    return _quantiles() * std
 
 
 @lru_cache(maxsize=1)

@@ -24,7 +24,7 @@ from mupscale_cli.tasks.widen import widen
 def test_noise_does_not_depend_on_blocks_and_shards(case, factor, axes, mode, saved, tmp_path):
     found = find_source(saved(case))
     contents = []
-    for block, shard in ((1 << 23, 10**9), (100, 10**9), (1, 10**9), (5000, 30_000)):
+    for block, shard in ((1 << 23, 10**9), (1, 10**9), (5000, 30_000)):
         plan = plan_widening(found, factor=factor, axes=axes, noise=0.2, noise_mode=mode, max_shard_size=shard)
         folder = tmp_path / f"{block}-{shard}"
         folder.mkdir()

@@ -31,7 +31,7 @@ def source(tmp_path_factory):
 
 
 @pytest.mark.parametrize(
-    "arguments", [("--sample", "1", "--runs", "36"), pytest.param((), marks=pytest.mark.slow)], ids=["a-few", "all"]
+    "arguments", [("--sample", "1", "--runs", "20"), pytest.param((), marks=pytest.mark.slow)], ids=["a-few", "all"]
 )
 def test_a_fault_at_any_call_leaves_the_old_output_or_the_new_one(arguments, source):
     wrong, summary = failures(*arguments, "--source", source)
