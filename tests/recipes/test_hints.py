@@ -42,7 +42,7 @@ def test_the_growth_of_a_hint_can_be_planned(case, factor, saved):
     assert plan.factors
 
 
-@pytest.mark.parametrize(("case", "axes"), [("Vilt-tied", {"embed": 2}), ("DPT-depths", {"h": 2})])
+@pytest.mark.parametrize(("case", "axes"), [("Vilt-tied", {"embed": 2}), ("DPT-depths", {"h": 2, "n": 2})])
 def test_a_hint_about_links_leads_to_no_axis_that_refuses(case, axes, saved):
     """One axis of a link has a whole factor, and the others would need it."""
     with pytest.raises(PlanError, match="linked axes do not match") as refused:
