@@ -6,7 +6,7 @@ names are replaced in the text of the documents, before parsing, so the rest of 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Collection, Iterable, Mapping
 from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any
@@ -237,6 +237,23 @@ def join_parts(parts: Iterable[Entries], composite: Entries, merge: Callable[[En
     origin = composite.origin
     joined = Entries(tuple((keys[name], Entries(tuple(pairs), origin)) for name, pairs in sections.items()), origin)
     return merge(joined, Entries(tuple((key, node) for key, node in composite if key.value != "parts"), origin))
+
+
+def with_optional(document: Entries, words: Collection[str]) -> Entries:
+    """Make the tensors of some parts optional, given the words that begin their names: the model may lack them."""
+    begins = tuple(f"{{{word}}}" for word in words)
+
+    def pattern(key: Text) -> Text:
+        is_optional = not key.value.startswith(begins) or key.value.endswith("?")
+        return key if is_optional else _renamed(key, f"{key.value}?")
+
+    pairs = (
+        (name, Entries(tuple((pattern(key), rule) for key, rule in _entries(node)), node.origin))
+        if name.value == "tensors" and begins
+        else (name, node)
+        for name, node in document
+    )
+    return Entries(tuple(pairs), document.origin)
 
 
 # Renaming --------------------------------------------------------------------------------------

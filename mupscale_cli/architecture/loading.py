@@ -13,7 +13,7 @@ from dataclasses import dataclass, replace
 from fnmatch import fnmatchcase
 from functools import cache, lru_cache
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from mupscale_cli.architecture import composite
 from mupscale_cli.architecture.document import MAX_BYTES, Entries, Node, Text, parse_document
@@ -101,7 +101,7 @@ def read_headings() -> tuple[Heading, ...]:
 
 def _read_heading(path: Path) -> Heading:
     document, digest = _read(path, (), _HEADING)
-    chosen = tuple((part.recipe.value, part.sections[0]) for part in composite.read_parts(document))
+    chosen = tuple(_Chosen(part.recipe.value, part.sections[0]) for part in composite.read_parts(document))
     document, _, _ = _join_parts(path, digest, chosen, _HEADING)
     keys, _, _ = parse_match(document.get("match"))
     about, axes = document.get("about"), document.get("axes")
@@ -175,7 +175,7 @@ def read_patterns(path: Path, config: Mapping[str, Any] | None = None) -> tuple[
     document, _ = _read(path, (), _NAMING)
     tensors = document.get("tensors")
     texts = [key for key, _ in tensors] if isinstance(tensors, Entries) else []
-    for part, (name, _) in zip(composite.read_parts(document), _choose_parts(document, config), strict=True):
+    for part, (name, *_) in zip(composite.read_parts(document), _choose_parts(document, config), strict=True):
         inner, _ = _read_part(path, part, name, _NAMING)
         texts += composite.patterns_as_part(inner, part)
     words = parse_prefixes(document.get("prefix"))[0]
@@ -187,26 +187,35 @@ def _load_file(path: Path, config: Mapping[str, Any] | None = None) -> Recipe:
     return _load_parts(path, digest, _choose_parts(document, config))
 
 
-def _choose_parts(document: Entries, config: Mapping[str, Any] | None) -> tuple[tuple[str, str], ...]:
-    """Return for each part of a recipe the name of its recipe and its section of the config."""
+class _Chosen(NamedTuple):
+    """The recipe of a part by name, its section of the config, and whether the model may lack the part."""
+
+    name: str
+    section: str
+    is_optional: bool = False
+
+
+def _choose_parts(document: Entries, config: Mapping[str, Any] | None) -> tuple[_Chosen, ...]:
+    """Choose the recipe of each part; a model whose config has no section for a part may lack the part."""
     chosen = []
     for part in composite.read_parts(document):
         section = composite.find_section(part, config or {})
-        part_config = look_up(section, config or {}) if section else None
-        name = recipe_for(part_config) if isinstance(part_config, Mapping) else None
-        chosen.append((name or part.recipe.value, section))
+        part_config = look_up(section, config or {}) if section else config
+        name = recipe_for(part_config) if section and isinstance(part_config, Mapping) else None
+        is_optional = bool(config) and not isinstance(part_config, Mapping)
+        chosen.append(_Chosen(name or part.recipe.value, section, is_optional))
     return tuple(chosen)
 
 
 @lru_cache(maxsize=256)
-def _load_parts(path: Path, digest: str, chosen: tuple[tuple[str, str], ...]) -> Recipe:
-    """Load a recipe; `chosen` gives the name of each part's recipe and the part's section of the config."""
+def _load_parts(path: Path, digest: str, chosen: tuple[_Chosen, ...]) -> Recipe:
+    """Load a recipe with what was chosen for each of its parts."""
     document, digest, groups = _join_parts(path, digest, chosen)
     return parse_recipe(path.stem, _display_name(path), digest, document, groups)
 
 
 def _join_parts(
-    path: Path, digest: str, chosen: tuple[tuple[str, str], ...], only: tuple[str, ...] = ()
+    path: Path, digest: str, chosen: tuple[_Chosen, ...], only: tuple[str, ...] = ()
 ) -> tuple[Entries, str, dict[str, tuple[str, ...]]]:
     """Join the document of a recipe with those of its parts.
 
@@ -220,14 +229,15 @@ def _join_parts(
         The joined document, the hash of all the text, and for each part the axes that its factor widens.
     """
     document, _ = _read(path, (), only)
-    groups, documents = {}, []
-    for part, (name, section) in zip(composite.read_parts(document), chosen, strict=True):
+    groups, documents, optional = {}, [], set[str]()
+    for part, (name, section, is_optional) in zip(composite.read_parts(document), chosen, strict=True):
         inner, inner_digest = _read_part(path, part, name, only)
         renamed, groups[part.name] = composite.rename_as_part(inner, part, section, document)
         documents.append(renamed)
+        optional |= {part.prefix} if is_optional else set()
         digest = hashlib.sha256((digest + inner_digest).encode()).hexdigest()
     if documents:
-        document = composite.join_parts(documents, document, _merge)
+        document = composite.with_optional(composite.join_parts(documents, document, _merge), optional)
     return document, digest, groups
 
 

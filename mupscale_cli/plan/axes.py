@@ -12,6 +12,7 @@ from mupscale_cli.architecture.layouts import AxisRef, Layout, axis_refs
 from mupscale_cli.architecture.matching import Match
 from mupscale_cli.architecture.types import Choice, Recipe
 from mupscale_cli.dtypes import TensorSpec
+from mupscale_cli.errors import RecipeError
 from mupscale_cli.plan.conditions import Values, evaluate_located
 from mupscale_cli.plan.copies import Axis
 from mupscale_cli.plan.dims import LayoutError, solve_size
@@ -117,7 +118,12 @@ def sizes_from_config(
         if rule.size in ("shapes", "varies"):
             sizes[rule.name] = None
             continue
-        size = evaluate_located(rule.size, known, rule.text.error)  # type: ignore[arg-type]
+        try:
+            size = evaluate_located(rule.size, known, rule.text.error)  # type: ignore[arg-type]
+        except RecipeError:  # a model without some part has no section with its sizes
+            if rule.name in used:
+                raise
+            size = None
         if not size and rule.name not in used:  # some architectures give size 0 to parts that they do not have
             sizes[rule.name] = None
             continue

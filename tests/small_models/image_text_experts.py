@@ -302,5 +302,8 @@ IMAGE_TEXT_EXPERTS: dict[str, tuple[str, str, dict[str, Any]]] = {
     ),
 }
 
+OMNI = IMAGE_TEXT_EXPERTS["NemotronHOmni"]
+IMAGE_TEXT_EXPERTS["NemotronHOmni-silent"] = (*OMNI[:2], {**OMNI[2], "audio_config": None})
+
 # Tried in full only by `pytest -m slow`.
 RARE = frozenset(IMAGE_TEXT_EXPERTS)

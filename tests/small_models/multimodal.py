@@ -167,6 +167,19 @@ MULTIMODAL: dict[str, tuple[str, str, dict[str, Any]]] = {
             "retrieval": "ImageAndTextRetrieval",
         }.items()
     },
+    "Vilt-pairs": (
+        "ViltForImagesAndTextClassification",
+        "ViltConfig",
+        {
+            **SINGLE,
+            "hidden_size": 32,
+            "image_size": 32,
+            "patch_size": 8,
+            "max_position_embeddings": 64,
+            "num_images": 2,
+            "modality_type_vocab_size": 3,
+        },
+    ),
     "FastVlm": (
         "FastVlmForConditionalGeneration",
         "FastVlmConfig",

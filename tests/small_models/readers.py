@@ -76,6 +76,11 @@ READERS: dict[str, tuple[str, str, dict[str, Any]]] = {
             ("pooled", {"use_mean_pooling": False}),
         )
     },
+    "QianfanOCR-vision": (
+        "QianfanOCRVisionModel",
+        "QianfanOCRVisionConfig",
+        {**VISION, "image_size": [32, 32], "patch_size": [8, 8]},
+    ),
     "Molmo2-images": (
         "Molmo2ForConditionalGeneration",
         "Molmo2Config",

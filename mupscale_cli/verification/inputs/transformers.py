@@ -47,7 +47,7 @@ def transformers_inputs(model: Any, generator: torch.Generator) -> Inputs:
     keywords |= sounds_to_continue(config, reads, generator)
     keywords |= beside_series(config, reads, generator)
     if name == "input_ids":
-        keywords |= _beside_tokens(config, reads, values, generator)
+        keywords |= _beside_tokens(model, config, reads, values, generator)
     if name == "input_ids" and getattr(config, "vision_config", None) is not None:
         if not {"pixel_values", "flattened_patches"} & reads.keys():
             return Inputs((), keywords, f"{description} without images")  # this class takes them in a form of its own
@@ -87,7 +87,7 @@ def _encoder_inputs(model: Any, reads: Mapping[str, Any], grid: str, generator: 
 
 
 def _beside_tokens(
-    config: Any, reads: Mapping[str, Any], tokens: Tensor, generator: torch.Generator
+    model: Any, config: Any, reads: Mapping[str, Any], tokens: Tensor, generator: torch.Generator
 ) -> dict[str, Tensor]:
     """Make what a model reads beside token ids, except images and sounds of a part of its own."""
     inputs = layout_inputs(config, reads, tokens.shape, generator)
@@ -95,7 +95,9 @@ def _beside_tokens(
         inputs["global_attention_mask"] = torch.zeros_like(tokens).index_fill(-1, torch.tensor(0), 1)
     is_seen = bool({"bbox", "pixel_mask"} & reads.keys())  # the picture of a page, or one that ViLT pads
     if "pixel_values" in reads and getattr(config, "visual_embed", is_seen):
-        inputs["pixel_values"] = config_images(config, generator)[0]
+        count = config.num_images if type(model).__name__ == "ViltForImagesAndTextClassification" else 0
+        pixels = [config_images(config, generator)[0] for _ in range(max(count, 1))]
+        inputs["pixel_values"] = torch.stack(pixels, dim=1) if count > 0 else pixels[0]  # its other heads read one each
     return inputs
 
 
