@@ -53,6 +53,8 @@ def find_norms(architecture: Architecture, groups: Iterable[Group], model: nn.Mo
     for pattern, norm in found.items():
         in_front = {before.get(name) for name in modules[pattern]}
         of = in_front.pop() if len(in_front) == 1 else None
+        if of is not None and of.isdigit():  # an item of a list, which no recipe can name alone
+            continue
         words[pattern] = replace(norm, of=of, offset=0 if _is_bias(gains[pattern].names[0]) else norm.offset)
     return Norms(words, _eps(architecture, model, {pattern: modules[pattern][0] for pattern in found}))
 

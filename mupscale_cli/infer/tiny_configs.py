@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import re
 from collections.abc import Container, Iterator, Mapping
 from itertools import islice
@@ -15,7 +16,14 @@ _SMALL = 16  # smaller values of unknown keys stay
 _UNKNOWN_SIZES = (16, 24, 32, 12, 20)  # for large values of unknown keys
 _MAX_LAYERS = 40
 _MAX_WIDTH = 100  # of a tiny model
+_MOST_HEADS = 8  # settings for the heads of a model
 _MAX_OF_PARTS = 40  # settings of one part that are tried
+_SMALLEST_WIDTHS = (8, 32)  # where all widths stay in proportion: norms may have 32 groups
+_COUNTED = frozenset({"vocab", "positions", "layers"})
+_NO_WIDTH = re.compile(
+    r".*(vocab|token|_ids?$|position|image|patch|window|kernel|stride|depth|layer|seq|length|label|seed|queries|points|"
+    r"frames|freq|divisor|stage|size_list|anchor|max_|min_|_resolution|num_denoising|heads).*"
+)
 _TOKENS = {"pad_token_id": 0, "bos_token_id": 1, "eos_token_id": 2, "decoder_start_token_id": 1}
 _LAYER_KINDS = (  # mixtures come first, so that the tiny model has every kind of layer
     ("linear_attention", "full_attention"),
@@ -119,12 +127,51 @@ def tiny_configs(
     seen = []
     defaults = default_config(model_type)
     full = {**defaults, **{key: value for key, value in (flags or {}).items() if key in defaults}}
-    for own in _settings(defaults, flags or {}):
+    own_settings = _settings(defaults, flags or {})
+    first = next(own_settings)
+    alike = (_in_proportion(first, full, least) for least in _SMALLEST_WIDTHS)
+    usual = 0 if any(map(is_part, full.values())) else _MOST_HEADS  # a model without parts agrees with itself
+    for own in itertools.chain([first], islice(own_settings, usual), alike, own_settings):
         settings = {**own, **(overrides or {})}
         settings |= _widths_of_stages(full, {**defaults, **settings})
         if settings not in seen:
             seen.append(settings)
             yield settings
+
+
+def _in_proportion(tiny: Mapping[str, Any], full: Mapping[str, Any], least: int) -> dict[str, Any]:
+    """Return settings whose widths are those in full size, all divided by one number.
+
+    Parts of a composite agree on widths, such as the channels that one gives and another takes, under any names.
+    """
+    divisor = 1 << (max(min(_widths(full), default=least) // least, 1).bit_length() - 1)
+    return _divided(tiny, full, divisor)
+
+
+def _widths(config: Mapping[str, Any]) -> Iterator[int]:
+    for key, value in config.items():
+        if is_part(value):
+            yield from _widths(value)
+        elif _is_wide(key, value):
+            yield from value if isinstance(value, list) else [value]
+
+
+def _divided(tiny: Mapping[str, Any], full: Mapping[str, Any], divisor: int) -> dict[str, Any]:
+    settings = dict(tiny)
+    for key, value in full.items():
+        if is_part(value):
+            small = settings[key] if is_part(settings.get(key)) else {"model_type": value["model_type"]}
+            settings[key] = _divided(small, _without_common(value), divisor)
+        elif _is_wide(key, value):
+            settings[key] = [each // divisor for each in value] if isinstance(value, list) else value // divisor
+    return settings
+
+
+def _is_wide(key: str, value: object) -> bool:
+    """Return whether a key has a width, or a list of widths, of a model in full size."""
+    values = value if isinstance(value, list) else [value]
+    sizes = bool(values) and all(type(each) is int and each > _SMALL for each in values)
+    return sizes and _NO_WIDTH.fullmatch(key) is None and meaning(key).counts not in _COUNTED
 
 
 def _widths_of_stages(full: Mapping[str, Any], tiny: Mapping[str, Any]) -> dict[str, int]:

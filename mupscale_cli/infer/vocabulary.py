@@ -103,6 +103,7 @@ _MEANINGS = tuple(
         ("", r".*n_groups", (2,)),
         ("", r".*(sliding_window|window)(_size)?", (8,)),
         ("", r".*chunk.*|.*block_size", (8,)),
+        ("", r".*codebook_size", (16,)),  # a power of two
         ("", r"image_size", (32,)),
         ("", r"hidden_size_per_layer_input", (10,)),
         ("x", r"expand|mamba_expand"),
@@ -127,7 +128,7 @@ BLOCK_NUMBERS = re.compile(r"(?!.*(out_|feature)).*_(ind(ex(es)?|ices)|idxs?|lay
 TOKEN_IDS = re.compile(r".*(_id|_ids|token_index|_token)$")
 # Keys that a tiny model leaves as they are.
 KEPT = re.compile(
-    r".*(kernel|conv|stride|seed|num_labels|num_channels|patch|_version|depth|dtype|expand|num_return|num_beams).*"
+    r".*(kernel|conv|stride|seed|num_labels|num_channels|patch|image_embedding|_version|depth|dtype|expand|num_return|num_beams).*"
 )
 EXPERTS_PER_TOKEN = re.compile(r".*(per_tok|top_k|topk)(?!.*group).*")
 

@@ -11,7 +11,7 @@ from mupscale_cli import widen
 from mupscale_cli.architecture.loading import load_recipe
 from mupscale_cli.errors import MupscaleError
 from mupscale_cli.infer import growth
-from mupscale_cli.infer.infer import infer
+from mupscale_cli.infer.infer import infer, infer_user_model
 from mupscale_cli.infer.layouts import Choice
 from mupscale_cli.infer.norms import _norm_of
 from mupscale_cli.infer.tiny import tiny_model
@@ -114,3 +114,16 @@ def test_a_norm_whose_output_is_the_stream_lets_it_grow_by_whole_factors_only(tm
     assert load_recipe(file).depths == ()  # no block under such a norm is the identity
     grown = widen(source, tmp_path / "wide", axes={"embed": 2, "h": 2, "ffn": Size(50)}, recipe=file, dtype="float64")
     assert grown.verification.max_rel < 1e-12
+
+
+def test_a_norm_behind_a_layer_without_a_name_of_its_own_holds_up_no_other_axis(tmp_path):
+    (tmp_path / "net.py").write_text(
+        "from torch import nn\n"
+        "config = {'inputs': 5, 'width': 12, 'inner': 20}\n\n\n"
+        "def build(c):\n"
+        "    w, f = c['width'], c['inner']\n"
+        "    return nn.Sequential(nn.Linear(5, w), nn.LayerNorm(w), nn.Linear(w, f), nn.GELU(), nn.Linear(f, 3))\n"
+    )
+    inferred = infer_user_model(f"{tmp_path / 'net.py'}:build")
+    assert [label for label in inferred.errors if label.startswith("inner_axis x1.5")]
+    assert not [label for label in inferred.errors if label.startswith("width_axis x1.5")]

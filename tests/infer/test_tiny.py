@@ -1,5 +1,7 @@
 """Tiny models and their configs."""
 
+import functools
+
 import pytest
 import torch
 
@@ -91,6 +93,20 @@ def test_the_parts_of_a_tiny_model_keep_the_flags_of_a_config():
     assert config["vision_config"]["hidden_size"] < 100
 
 
+@pytest.mark.parametrize(
+    ("model_type", "agreeing"),
+    [
+        ("sam", (("vision_config", "output_channels"), ("mask_decoder_config", "hidden_size"))),
+        ("rt_detr", (("encoder_hidden_dim",), ("decoder_in_channels", 0))),
+    ],
+)
+def test_parts_that_agree_on_a_width_stay_in_proportion(model_type, agreeing):
+    tiny_one = tiny_model(model_type, task_of(model_type))
+    first, second = (functools.reduce(lambda value, key: value[key], path, tiny_one.config) for path in agreeing)
+    assert first == second < 100
+    assert sum(each.numel() for each in tiny_one.model.parameters()) < 5e6
+
+
 def test_tiny_model_names_the_parts_that_stay_large(monkeypatch):
     monkeypatch.setattr(tiny, "_MAX_PARAMETERS", 1000)
     with pytest.raises(TinyError, match=r"in its parts `text_config` \(chinese_clip_text_model\), `vision_config`"):
@@ -117,6 +133,7 @@ def test_a_tiny_backbone_returns_as_many_layers_as_its_neck_reads(model_type):
         ("exaone4_5_vision", {"hidden_states", "grid_thw"}),
         ("videoprism_vision_model", {"pixel_values_videos"}),
         ("patchtst", {"past_values"}),
+        ("dac", {"input_values"}),
     ],
 )
 def test_a_tiny_tower_gets_what_its_class_reads(model_type, names):

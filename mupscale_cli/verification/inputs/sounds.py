@@ -53,8 +53,10 @@ def waveforms(model: nn.Module, config: Any, generator: torch.Generator) -> tupl
     config = sound_config(config) or config
     strides = getattr(config, "conv_stride", None) or getattr(config, "downsampling_ratios", None)
     samples = LENGTH * math.prod(strides) + sum(getattr(config, "conv_kernel", ())) if strides else _SAMPLES
-    # Classes with a mask of this name take the channel as well; those of wav2vec 2.0 add it.
-    has_channels = "padding_mask" in inspect.signature(model.forward).parameters
+    # Classes with a mask of this name take the channel as well, as codecs do; those of wav2vec 2.0 add it.
+    has_channels = "padding_mask" in inspect.signature(model.forward).parameters or hasattr(
+        config, "downsampling_ratios"
+    )
     shape = (BATCH, 1, samples) if has_channels else (BATCH, samples)
     return torch.randn(shape, generator=generator, dtype=torch.float64), f"{BATCH} random waveforms"
 
