@@ -24,7 +24,7 @@ _ENDING = 1 << 16  # above every open file
 
 
 def start(*words: str, code: str = "", cwd: Path | None = None) -> Forked | subprocess.Popen[str]:
-    """Start `mupscale WORDS` with pipes as its streams.
+    """Start `mupscale WORDS` with pipes as its streams, in a session and process group of its own.
 
     Args:
         words: command, options and arguments.
@@ -34,7 +34,9 @@ def start(*words: str, code: str = "", cwd: Path | None = None) -> Forked | subp
     if sys.platform == "linux":
         return Forked(words, code, cwd)
     pipes = dict.fromkeys(("stdin", "stdout", "stderr"), subprocess.PIPE)
-    return subprocess.Popen([sys.executable, "-c", code + PROGRAM, *words], cwd=cwd, text=True, **pipes)
+    return subprocess.Popen(
+        [sys.executable, "-c", code + PROGRAM, *words], cwd=cwd, text=True, start_new_session=True, **pipes
+    )
 
 
 def finish(*words: str, code: str = "", cwd: Path | None = None) -> subprocess.CompletedProcess[str]:
@@ -88,6 +90,7 @@ def _run(streams: tuple[int, int, int], words: tuple[str, ...], code: str, cwd: 
     """Become `mupscale WORDS`; leave without the cleanup of the tests' process."""
     status = 1
     try:
+        os.setsid()
         gc.freeze()  # a garbage collection would copy all memory
         for number, end in enumerate(streams):
             os.dup2(end, number)

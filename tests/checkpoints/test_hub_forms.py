@@ -113,8 +113,11 @@ def test_t5_with_copies_of_the_embedding(saved, tmp_path):
         ("model.language_model.", "model.vision_tower.", "model."),
     ],
 )
-@pytest.mark.parametrize("axes", [{"text": 3}, {"vision": 2}], ids=["text", "vision"])
-@pytest.mark.parametrize("case", ["Gemma3-images", "Llava-clip"])
+@pytest.mark.parametrize(
+    ("case", "axes"),
+    [("Gemma3-images", {"text": 3, "vision": 2}), ("Llava-clip", {"text": 3}), ("Llava-clip", {"vision": 2})],
+    ids=["Gemma3-both", "Llava-text", "Llava-vision"],
+)
 def test_image_models_with_names_of_all_versions(case, axes, text, vision, rest, saved, tmp_path):
     def change(tensors):
         renamed = {}

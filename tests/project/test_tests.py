@@ -1,12 +1,19 @@
 """Every test can fail."""
 
 import ast
+from functools import cache
 from pathlib import Path
 
 TESTS = Path(__file__).parent.parent
-TREES = {file: ast.parse(file.read_text(encoding="utf-8")) for file in TESTS.rglob("*.py")}
 # Calls that raise on failure: those of pytest, torch and jsonschema, and our runner of hostile input.
 FAILING = {"raises", "warns", "fail", "assert_close", "validate", "run_target"}
+
+
+@cache
+def nodes():
+    """Return the nodes of all files of the tests."""
+    trees = (ast.parse(file.read_text(encoding="utf-8")) for file in TESTS.rglob("*.py"))
+    return [node for tree in trees for node in ast.walk(tree)]
 
 
 def calls(function):
@@ -21,7 +28,7 @@ def can_fail(function, checking):
 
 
 def test_every_test_asserts_something():
-    functions = [node for tree in TREES.values() for node in ast.walk(tree) if isinstance(node, ast.FunctionDef)]
+    functions = [node for node in nodes() if isinstance(node, ast.FunctionDef)]
     checking, before = FAILING, set()
     while checking != before:  # helpers of helpers
         before = checking
@@ -32,6 +39,6 @@ def test_every_test_asserts_something():
 
 
 def test_no_assertion_is_a_constant():
-    asserted = [node for tree in TREES.values() for node in ast.walk(tree) if isinstance(node, ast.Assert)]
+    asserted = [node for node in nodes() if isinstance(node, ast.Assert)]
     alternatives = [each for node in asserted for each in getattr(node.test, "values", [node.test])]
     assert not [ast.unparse(each) for each in alternatives if isinstance(each, (ast.Constant, ast.Tuple))]

@@ -5,20 +5,14 @@ import os
 import re
 import shutil
 import signal
-import subprocess
-import sys
 import time
 
+import forked
 from cli_runner import run
 from helpers import build, randomize
 from mupscale_cli.sweep.grid import make_grid
 from mupscale_cli.sweep.study import TRIALS, Running, Study
 from sweeps import OWN, SHORT, sweep, words
-
-
-def start(*arguments):
-    command = [sys.executable, "-m", "mupscale_cli", "sweep", *map(str, arguments)]
-    return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, start_new_session=True)
 
 
 def until(condition, seconds=60):
@@ -41,7 +35,7 @@ def test_killed_sweep_continues(trainer, tmp_path, saved, monkeypatch):
         trainer(log="log", sleep=0.1),
         *words("--lr 1e-3 --lr-steps 3 --noise 0.1,0.2 --factor 2 --no-picture"),
     )
-    first = start(*arguments, "-o", tmp_path / "s")
+    first = forked.start("sweep", *map(str, arguments), "-o", str(tmp_path / "s"))
     until(lambda: len(lines(log)) >= 3)
     os.killpg(first.pid, signal.SIGKILL)
     first.communicate()
@@ -69,7 +63,7 @@ def test_processes_share_the_trials(trainer, tmp_path, saved):
         "--json",
         "--no-picture",
     )
-    other = start(*arguments)
+    other = forked.start("sweep", *map(str, arguments))
     ours = json.loads(sweep(*arguments, "--jobs", "2").out)
     out, err = other.communicate(timeout=90)
     assert other.returncode == 0, err
