@@ -73,11 +73,11 @@ def widen_config(
         before = look_up(rule.key, config)
         if place and before is None:
             raise PlanError(f"config.json has no item `{rule.key}`, which widening changes")
-        if key not in section or before != after:
-            changes.append(ConfigChange(rule.key, before, after))
+        changes.append(ConfigChange(rule.key, before, after))
     factors = {name: float(look_up(name, values) * factor) for name, factor in eps.items()}  # type: ignore[operator]
     for name, after in {**factors, **others}.items():
         changes.append(ConfigChange(name, look_up(name, config), after))
+    changes = [change for change in changes if change.before != change.after]
     return with_changes(config, changes), tuple(changes)
 
 

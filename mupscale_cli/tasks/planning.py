@@ -29,9 +29,10 @@ from mupscale_cli.tasks.modules import with_modules
 from mupscale_cli.tasks.options import WidenOptions, called_with
 from mupscale_cli.tasks.recognition import fitting_recipes, identified_recipe, stored_config
 from mupscale_cli.tasks.source import Source, find_source
-from mupscale_cli.text import count_text, listed, shown
+from mupscale_cli.text import count_text, listed, shortened, shown
 
 _MAX_NAMED = 5  # recipes in a message
+_MAX_REASON = 200  # characters of a reason in a message
 _log = logging.getLogger(__name__)  # `-v` shows it
 
 
@@ -88,12 +89,15 @@ def _draft(checkpoint: Checkpoint, model_type: str) -> Recipe | None:
         return None
     try:
         return draft_for(checkpoint.config or {})
-    except MupscaleError as error:
+    except MupscaleError as error:  # its excerpt is for authors of recipes
+        reason = shortened(error.message, _MAX_REASON)
+        first = f"{error.hint}; " if error.hint and not error.excerpt else ""
         raise RecipeError(
-            f"no recipe for the model type `{model_type}`, and none could be drafted: {error.message}",
-            excerpt=error.excerpt,
-            hint=error.hint
-            or "write a recipe (`mupscale help language`), or reuse one of the same shape with `--recipe`",
+            f"no recipe for the model type `{model_type}`, and none could be drafted: {reason}",
+            hint=f"{first}the checkpoint is not at fault: mupscale does not know this architecture, and experiments "
+            "with tiny models did not find how it widens; `mupscale recipes infer PATH/config.json -o "
+            f"{model_type}.yaml` repeats them and shows all details, and `--recipe NAME` uses the recipe of an "
+            "architecture of the same shape",
         ) from error
 
 

@@ -80,11 +80,13 @@ def test_without_transformers_nothing_is_drafted(source, monkeypatch):
 
 def test_a_draft_that_fails_says_why(source, monkeypatch):
     def fail(*_arguments):
-        raise MupscaleError("no axis of `llama` can be widened exactly")
+        raise MupscaleError("no axis of `llama` can be widened exactly", excerpt="  embed: 60 lines\n" * 60)
 
     monkeypatch.setattr(drafting, "_draft", fail)
-    with pytest.raises(RecipeError, match="none could be drafted: no axis of `llama` can be widened exactly"):
+    with pytest.raises(RecipeError, match="none could be drafted: no axis of `llama` can be widened") as refused:
         planning.choose_recipe(open_checkpoint(source))
+    assert "60 lines" not in str(refused.value)  # who only widens cannot read a draft
+    assert "`mupscale recipes infer PATH/config.json -o llama.yaml` repeats" in str(refused.value)
 
 
 @pytest.mark.parametrize("damage", [lambda text: text[:-20], lambda _text: "", lambda text: text.replace("ffn", "fxn")])

@@ -10,6 +10,7 @@ from mupscale_cli.architecture.parsing import parse_recipe
 from mupscale_cli.dtypes import TensorSpec
 from mupscale_cli.errors import PlanError
 from mupscale_cli.plan import Request, make_plan
+from mupscale_cli.tasks.planning import plan_widening
 from mupscale_cli.tasks.widen import widen
 from outputs import merged
 
@@ -92,3 +93,8 @@ def test_settings_by_the_number_of_a_block_are_scaled_where_they_are(saved, tmp_
     text = json.loads((widened.output / "config.json").read_text())["text_config"]
     assert text["per_layer_config"] == {"1": {"num_attention_heads": 18}}
     assert (text["num_attention_heads"], text["num_sliding_attention_heads"]) == (12, 18)
+
+
+def test_a_key_that_the_config_lacks_and_keeps_lacking_is_no_change(saved):
+    plan = plan_widening(saved("Qwen3_5Text-tied"), factor=2)
+    assert not [change for change in plan.config_changes if change.before == change.after]
