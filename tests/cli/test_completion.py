@@ -1,5 +1,6 @@
 """Shell completion, through the protocol of typer's shell scripts."""
 
+import json
 import os
 import shutil
 import subprocess
@@ -10,33 +11,49 @@ import pytest
 
 import mupscale_cli
 
-SHOW_LOADED = """
-import atexit, sys
-heavy = ("torch", "transformers", "matplotlib")
-atexit.register(lambda: print("LOADED", *(name for name in heavy if name in sys.modules), file=sys.stderr))
+# Completes one line after another, as new processes would, and says in the end what was imported for them.
+COMPLETE = """
+import json, os, sys
 from mupscale_cli.cli.main import main
-main()
+for protocol in json.loads(sys.argv.pop()):
+    os.environ |= protocol
+    try:
+        main()
+    except SystemExit:
+        pass
+    print(end="\\0", flush=True)
+heavy = ("torch", "transformers", "matplotlib")
+print("LOADED", *(name for name in heavy if name in sys.modules), file=sys.stderr)
 """
 
 
-def complete(line, *, cwd, kind="bash"):
-    """Return the completions of a command line; a trailing space starts a new word."""
-    words = line.split(" ")
+def complete_all(lines, *, cwd, kind="bash"):
+    """Return the completions of command lines; a trailing space starts a new word."""
     path = os.pathsep.join([str(Path(mupscale_cli.__file__).parent.parent), os.environ.get("PYTHONPATH", "")])
-    protocol = {
-        "bash": {"_MUPSCALE_COMPLETE": "complete_bash", "COMP_WORDS": line, "COMP_CWORD": str(len(words) - 1)},
-        "zsh": {"_MUPSCALE_COMPLETE": "complete_zsh", "_TYPER_COMPLETE_ARGS": line},
-    }[kind]
+    protocols = {
+        "bash": lambda line: {
+            "_MUPSCALE_COMPLETE": "complete_bash",
+            "COMP_WORDS": line,
+            "COMP_CWORD": str(len(line.split(" ")) - 1),
+        },
+        "zsh": lambda line: {"_MUPSCALE_COMPLETE": "complete_zsh", "_TYPER_COMPLETE_ARGS": line},
+    }
     result = subprocess.run(
-        [sys.executable, "-c", SHOW_LOADED],
+        [sys.executable, "-c", COMPLETE, json.dumps(list(map(protocols[kind], lines)))],
         cwd=cwd,
         capture_output=True,
         text=True,
         check=False,
-        env={**os.environ, "PYTHONPATH": path, **protocol},
+        env={**os.environ, "PYTHONPATH": path},
     )
     assert result.stderr == "LOADED\n", result.stderr  # no torch, and no messages in the user's shell
-    return result.stdout
+    *completions, rest = result.stdout.split("\0")
+    assert rest == ""
+    return dict(zip(lines, completions, strict=True))
+
+
+def complete(line, *, cwd, kind="bash"):
+    return complete_all([line], cwd=cwd, kind=kind)[line]
 
 
 @pytest.fixture(scope="module")
@@ -54,37 +71,40 @@ def here(saved, tmp_path_factory):
     return folder
 
 
-@pytest.mark.parametrize(
-    ("line", "offered"),
-    [
-        ("mupscale recipes show qwen3_n", "qwen3_next"),
-        ("mupscale recipes check mixt", "mixtral"),
-        ("mupscale recipes check mine", "mine.yaml"),
-        ("mupscale widen narrow --recipe gpt_neox", "gpt_neox gpt_neox_japanese"),
-        ("mupscale widen ", "narrow net.safetensors runs/step-90 wide"),
-        ("mupscale inspect runs/", "runs/step-90"),
-        ("mupscale verify narrow w", "wide"),
-        ("mupscale hparams ", "net.safetensors wide"),
-        ("mupscale widen narrow --axis ", "embed= kv= g= d= ffn="),
-        ("mupscale widen narrow --axis ff", "ffn=2 ffn=3 ffn=4 ffn=8"),
-        ("mupscale widen runs/step-90 --factor 2 --axis ", "embed= h= d= ffn="),
-        ("mupscale widen elsewhere --recipe gpt2 --axis h", "h=2 h=3 h=4 h=8"),
-        ("mupscale widen elsewhere --axis ", ""),
-        ("mupscale inspect narrow --tensor q", "q_proj q_proj.bias"),
-    ],
-)
-def test_bash_completes(line, offered, here):
-    assert complete(line, cwd=here).split() == offered.split()
+OFFERED = {
+    "mupscale recipes show qwen3_n": "qwen3_next",
+    "mupscale recipes check mixt": "mixtral",
+    "mupscale recipes check mine": "mine.yaml",
+    "mupscale widen narrow --recipe gpt_neox": "gpt_neox gpt_neox_japanese",
+    "mupscale widen ": "narrow net.safetensors runs/step-90 wide",
+    "mupscale inspect runs/": "runs/step-90",
+    "mupscale verify narrow w": "wide",
+    "mupscale hparams ": "net.safetensors wide",
+    "mupscale widen narrow --axis ": "embed= kv= g= d= ffn=",
+    "mupscale widen narrow --axis ff": "ffn=2 ffn=3 ffn=4 ffn=8",
+    "mupscale widen runs/step-90 --factor 2 --axis ": "embed= h= d= ffn=",
+    "mupscale widen elsewhere --recipe gpt2 --axis h": "h=2 h=3 h=4 h=8",
+    "mupscale widen elsewhere --axis ": "",
+    "mupscale inspect narrow --tensor q": "q_proj q_proj.bias",
+}
 
 
-def test_zsh_shows_descriptions_of_axes(here):
-    shown = complete("mupscale widen narrow --axis e", cwd=here, kind="zsh")
-    assert '"embed=2":"the residual stream"' in shown
-    assert complete("mupscale widen elsewhere --axis ", cwd=here, kind="zsh").strip() == "_files"
+@pytest.fixture(scope="module")
+def completions(here):
+    return complete_all(OFFERED, cwd=here)
 
 
-def test_zsh_shows_descriptions_of_recipes(here):
-    assert '"llama":"decoder with RMSNorm' in complete("mupscale recipes show llama", cwd=here, kind="zsh")
+@pytest.mark.parametrize("line", OFFERED)
+def test_bash_completes(line, completions):
+    assert completions[line].split() == OFFERED[line].split()
+
+
+def test_zsh_shows_descriptions(here):
+    lines = ("mupscale widen narrow --axis e", "mupscale widen elsewhere --axis ", "mupscale recipes show llama")
+    axes, nothing, recipes = complete_all(lines, cwd=here, kind="zsh").values()
+    assert '"embed=2":"the residual stream"' in axes
+    assert nothing.strip() == "_files"
+    assert '"llama":"decoder with RMSNorm' in recipes
 
 
 def test_broken_checkpoint_completes_to_nothing(here, tmp_path):

@@ -7,6 +7,7 @@ def test_demo(tmp_path, monkeypatch):
     from mupscale_cli.tasks.demo import training
 
     monkeypatch.setattr(training, "STEPS", 5)
+    monkeypatch.setattr(training, "CONTINUED", 3)
     monkeypatch.chdir(tmp_path)
     result = run("demo")
     assert result.code == 0, result.err

@@ -26,7 +26,7 @@ from mupscale_cli.verification.training import _GradientHistory, batch_loss
 from small_models.multimodal import REQUIRES
 from training import CASES, OPTIMIZERS, first_steps, make, named_kind, save_training
 
-STEPS, SLOW_STEPS = 8, 20  # a wrong rule shows after two
+STEPS, SLOW_STEPS = 4, 20  # a wrong rule shows after two
 # Phi-3 has one tensor for queries, keys and values. If g is widened, their multiplicities differ, and eps is inexact.
 AXES = {
     "Phi3": {"embed": 2, "kv": 3, "ffn": 4},
