@@ -143,13 +143,11 @@ def _group_tensors(
 
 
 def _without_unreached(runner: TrialRunner, model: torch.nn.Module, note: Note) -> TrialRunner:
-    """Give up the axes of parts that random inputs do not reach.
+    """Give up the axes of tensors that random inputs do not reach.
 
     Raises:
         InferError: no axis would be left.
     """
-    if not any("." in key for key in runner.architecture.config):
-        return runner
     unreached = runner.unreached()
     if not unreached:
         return runner

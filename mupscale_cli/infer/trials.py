@@ -143,17 +143,26 @@ class TrialRunner:
     def unreached(self) -> dict[str, str]:
         """Return the axes of matrices that no output depends on, each with the name of such a tensor.
 
-        Inputs without images, for example, do not show whether an image encoder computes the same as before.
+        Inputs without images, for example, do not show whether an image encoder computes the same as before. Within a
+        part, an axis counts only if no output depends on any of its tensors: the others show how it is laid out.
         """
         found: dict[str, str] = {}
         for group in self.groups:
             if sum(bool(dim.axes) for dim in group.dims) < 2:
                 continue  # the layout of a vector, such as a mask token, leaves nothing to be shown
-            changed = {name: self.tensors[name] + 1 for name in group.names if self.tensors[name].is_floating_point()}
-            model = self.architecture.fill(self.architecture.config, {**self.tensors, **changed})
-            if changed and _are_equal(self.architecture.run(model), self.outputs):
+            if not self._is_reached(group):
                 found |= {axis: group.names[0] for axis in sorted(group.axes) if axis not in found}
-        return found
+        if any("." in key for key in self.architecture.config):
+            return found
+        others = [group for group in self.groups if group.axes & found.keys()]
+        reached = frozenset().union(*(group.axes for group in others if self._is_reached(group)))
+        return {axis: name for axis, name in found.items() if axis not in reached}
+
+    def _is_reached(self, group: Group) -> bool:
+        """Return whether some output depends on the tensors of a group."""
+        changed = {name: self.tensors[name] + 1 for name in group.names if self.tensors[name].is_floating_point()}
+        model = self.architecture.fill(self.architecture.config, {**self.tensors, **changed})
+        return not changed or not _are_equal(self.architecture.run(model), self.outputs)
 
     def _wide_config(self, state: State, factors: Mapping[str, int]) -> dict[str, Any]:
         moving_keys = (CandidateAxis(axis, 1, ((key, power),), key) for axis, key, power in state.keys)

@@ -481,6 +481,36 @@ def test_every_output_is_exact_and_not_the_first_alone(tmp_path):
     assert layouts(read_draft(inferred.text, "pooling"))["probe"] == ["., ., (h d) | d^-1 #d^0.5"]
 
 
+UNUSED = """
+import torch
+from torch import nn
+
+config = {"inputs": 5, "width": 12, "guess": 8}
+
+
+class Net(nn.Module):
+    def __init__(self, c):
+        super().__init__()
+        self.first, self.last = nn.Linear(c["inputs"], c["width"]), nn.Linear(c["width"], 3)
+        self.predictor = nn.Sequential(nn.Linear(c["width"], c["guess"]), nn.Linear(c["guess"], c["guess"]))
+
+    def forward(self, x):
+        return self.last(torch.tanh(self.first(x)))
+
+
+def build(config):
+    return Net(config)
+"""
+
+
+def test_an_axis_of_tensors_that_no_output_depends_on_is_given_up(tmp_path):
+    """Whatever became of the predictor, the outputs would stay the same: that is no proof."""
+    (tmp_path / "net.py").write_text(UNUSED)
+    inferred = infer_user_model(f"{tmp_path / 'net.py'}:build")
+    assert inferred.draft.movable == ["width_axis"]
+    assert "does not depend on `predictor.0.weight`" in inferred.draft.axes.given_up["guess"]
+
+
 def test_an_axis_that_is_halved_stays_and_the_others_grow(tmp_path):
     """A table of angles has half as many entries as a head has units, which no product of axes describes."""
     net = POOLING.replace(
