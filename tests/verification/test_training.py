@@ -17,12 +17,13 @@ from mupscale_cli.optimizers.rules.table import OPTIMIZERS as RULES
 from mupscale_cli.tasks.planning import identity_plan, plan_widening
 from mupscale_cli.tasks.verify import verify
 from mupscale_cli.tasks.widen import widen
+from mupscale_cli.verification.expected_steps import GradientHistory
 from mupscale_cli.verification.inputs.batch import Inputs
 from mupscale_cli.verification.optimizers import decayed_parameters
 from mupscale_cli.verification.options import VerifyOptions
 from mupscale_cli.verification.result import CannotVerify
 from mupscale_cli.verification.steps import train_checkpoints
-from mupscale_cli.verification.training import _GradientHistory, batch_loss
+from mupscale_cli.verification.training import batch_loss
 from small_models.multimodal import REQUIRES
 from training import CASES, OPTIMIZERS, first_steps, make, named_kind, save_training
 
@@ -205,12 +206,12 @@ def test_the_allowance_is_a_multiple_of_the_measured_response(tmp_path):
 
 def test_opposite_gradients_that_cancel_to_zero_are_rounding_errors(tmp_path):
     """Those of a bias in front of a BatchNorm over two values: exactly 0 in the narrow model, not in the wide one."""
-    history = _GradientHistory(nn.Parameter(torch.zeros(3)), 8.0)
+    history = GradientHistory(nn.Parameter(torch.zeros(3)), 8.0)
     history.add(torch.tensor([0.0, 1e-16, -2e-16]), torch.tensor([0.0, -1e-16, 1e-16]))
     assert history.only_rounding.all()
     history.add(torch.tensor([0.0, 1.0, 0.0]), torch.tensor([0.0, 1.0, 0.0]))
     assert history.only_rounding.tolist() == [False, False, True]  # the first one must stay 0
-    untouched = _GradientHistory(nn.Parameter(torch.zeros(3)), 8.0)
+    untouched = GradientHistory(nn.Parameter(torch.zeros(3)), 8.0)
     untouched.add(torch.zeros(3), torch.zeros(3))
     assert not untouched.only_rounding.any()
 
