@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import re
+from collections import Counter
 from collections.abc import Iterator, Mapping
 from dataclasses import replace
 
@@ -10,9 +12,7 @@ from torch import Tensor
 
 from mupscale_cli.plan import Plan
 from mupscale_cli.plan.copies import FRESH, CopyMap
-from mupscale_cli.verification.activations import (
-    written_scales,
-)
+from mupscale_cli.verification.activations import written_scales
 from mupscale_cli.verification.result import Comparison, compare
 from mupscale_cli.verification.running import Outputs
 
@@ -20,24 +20,47 @@ from mupscale_cli.verification.running import Outputs
 def compare_outputs(before: Mapping[str, Tensor], after: Mapping[str, Tensor], plan: Plan) -> Iterator[Comparison]:
     """Compare the outputs of both models: logits are equal, and hidden states of a headless model are copies.
 
-    Other outputs are skipped if their shape depends on the width: hidden states are compared module by module, and
-    a normalized vector has a different scale.
+    So are the outputs that stand in one list with the main one, such as the feature maps of a backbone. Others are
+    skipped if their shape depends on the width: hidden states are compared module by module, and a normalized vector
+    has a different scale. Lists with an entry for each block are skipped if the blocks become more.
     """
     main = next(iter(before))
+    lists = [Counter(map(_list_of, names)) for names in (before, after)]
     for position, (what, narrow) in enumerate(before.items()):
+        is_main = position == 0 or what.startswith(f"{main} ")
+        if not is_main and (lists[0][_list_of(what)] != lists[1][_list_of(what)] or not narrow.numel()):
+            continue
         wide = after[what]
         if narrow.shape == wide.shape:
-            note = "" if bool(narrow.any()) else " (all zero, so nothing is compared)"
-            yield compare(f"{what}{note}", narrow, wide)
-        elif position == 0 or what.startswith(f"{main} "):
-            sizes = zip(narrow.shape, wide.shape, strict=True)
-            # Units are the last dimension of sequences, and the second one of convolutions.
-            grown = next(dim for dim, (size, wide_size) in enumerate(sizes) if size != wide_size)
-            old, new = narrow.movedim(grown, -1), wide.movedim(grown, -1)
-            copies = max(1, new.shape[-1] // old.shape[-1])
-            name = f"{what} (each unit {copies} times)"
-            candidates = [compare(name, expected, new) for expected in _possible_copies(old, new, plan)]
-            yield min(candidates, key=lambda comparison: comparison.max_rel)
+            yield _compare_equals(what, narrow, wide, is_main=is_main)
+        elif is_main or _list_of(what) == _list_of(main):
+            yield _compare_copies(what, narrow, wide, plan)
+
+
+def _compare_equals(what: str, narrow: Tensor, wide: Tensor, *, is_main: bool) -> Comparison:
+    """Compare outputs that do not depend on the width; further ones may hide with infinity what is not allowed."""
+    note = "" if bool(narrow.any()) else " (all zero, so nothing is compared)"
+    if is_main:
+        return compare(f"{what}{note}", narrow, wide)
+    is_hidden = narrow.isinf() & (narrow == wide)
+    return compare(f"{what}{note}", narrow.masked_fill(is_hidden, 0), wide.masked_fill(is_hidden, 0))
+
+
+def _compare_copies(what: str, narrow: Tensor, wide: Tensor, plan: Plan) -> Comparison:
+    """Compare hidden states with copied units, which have the best of the forms that they can have."""
+    sizes = zip(narrow.shape, wide.shape, strict=True)
+    # Units are the last dimension of sequences, and the second one of convolutions.
+    grown = next(dim for dim, (size, wide_size) in enumerate(sizes) if size != wide_size)
+    old, new = narrow.movedim(grown, -1), wide.movedim(grown, -1)
+    copies = max(1, new.shape[-1] // old.shape[-1])
+    name = f"{what} (each unit {copies} times)"
+    candidates = [compare(name, expected, new) for expected in _possible_copies(old, new, plan)]
+    return min(candidates, key=lambda comparison: comparison.max_rel)
+
+
+def _list_of(what: str) -> str:
+    """Return the name of an output without its places in lists, which all entries of a list have in common."""
+    return re.sub(r"\b\d+\b", "*", what)
 
 
 def _possible_copies(narrow: Tensor, wide: Tensor, plan: Plan) -> Iterator[Tensor]:

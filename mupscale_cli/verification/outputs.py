@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+import dataclasses
+from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
 from torch import Tensor
 
 from mupscale_cli.errors import VerifyError
+
+_OTHER = "output "  # in front of the number of an output without a name
 
 
 def output_tensor(output: Any) -> Tensor:
@@ -38,9 +41,37 @@ def named_outputs(output: Any) -> dict[str, Tensor]:
     return dict(_tensors(output, "")) or {"output": output_tensor(output)}
 
 
+def main_and_others(output: Any) -> dict[str, Tensor]:
+    """Return every floating-point tensor that a model returns, by the path to it, the main one first.
+
+    A main output that has no name is called `logits`.
+
+    Raises:
+        VerifyError: the output contains no tensor.
+    """
+    main, named = output_tensor(output), named_outputs(output)
+    names: dict[int, str] = {}  # of each tensor, which may be returned twice
+    for name, value in named.items():
+        names.setdefault(id(value), name)
+    first = names.pop(id(main), "")
+    others = {_OTHER + name if name[0].isdigit() else name: named[name] for name in names.values()}
+    has_name = first and not first[0].isdigit() and not isinstance(output, Tensor)
+    return {first if has_name else "logits": main, **others}
+
+
 def _tensors(output: Any, path: str) -> Iterator[tuple[str, Tensor]]:
     if isinstance(output, Tensor) and output.is_floating_point():
         yield path or "output", output
-    entries: Any = enumerate(output) if isinstance(output, (tuple, list)) else ()
-    for key, value in output.items() if isinstance(output, Mapping) else entries:
+    for key, value in _entries(output):
         yield from _tensors(value, f"{path}.{key}" if path else str(key))
+
+
+def _entries(output: Any) -> Iterable[tuple[Any, Any]]:
+    """Return what a container holds, by name or number; nothing for anything else."""
+    if isinstance(output, Mapping):
+        return output.items()
+    if isinstance(output, (tuple, list)):
+        return enumerate(output)
+    if dataclasses.is_dataclass(output):
+        return ((field.name, getattr(output, field.name)) for field in dataclasses.fields(output))
+    return ()

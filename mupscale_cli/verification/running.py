@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Mapping
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from typing import Any
@@ -18,7 +17,7 @@ from mupscale_cli.verification.inputs.placeholders import image_token
 from mupscale_cli.verification.inputs.sounds import hears_while_it_writes
 from mupscale_cli.verification.inputs.texts import vocabulary
 from mupscale_cli.verification.models import Coverage, coverage
-from mupscale_cli.verification.outputs import output_tensor
+from mupscale_cli.verification.outputs import main_and_others, output_tensor
 from mupscale_cli.verification.placement import Placement
 from mupscale_cli.verification.precision import everything_in
 from mupscale_cli.verification.reach import Run
@@ -123,13 +122,9 @@ def _outputs(output: Any, covered: Coverage) -> dict[str, Tensor]:
 
     Those that depend on missing weights are left out.
     """
-    main = output_tensor(output)
-    named = output.items() if isinstance(output, Mapping) else ()
-    tensors = {name: value for name, value in named if isinstance(value, Tensor) and value.is_floating_point()}
-    first = next((name for name, value in tensors.items() if value is main), "logits")
-    if covered.missing:
-        tensors = {name: value for name, value in tensors.items() if not bool(value.isnan().any())}
-    return {first: main, **tensors}
+    first, *others = main_and_others(output).items()
+    seen = [(name, value) for name, value in others if not (covered.missing and bool(value.isnan().any()))]
+    return dict([first, *seen])
 
 
 def _generates(model: nn.Module, inputs: Inputs) -> bool:
