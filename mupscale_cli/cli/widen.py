@@ -23,7 +23,7 @@ from mupscale_cli.tasks import widen as task
 from mupscale_cli.tasks.adapters import PlannedAdapter, plan_adapters, with_adapters
 from mupscale_cli.tasks.duration import widening_duration
 from mupscale_cli.tasks.options import WidenOptions, parse_axes, parse_count, parse_factor, parse_size
-from mupscale_cli.tasks.planning import comparison_memory, output_path, plan_shapes
+from mupscale_cli.tasks.planning import comparison_memory, output_path, plan_shapes, require_class
 from mupscale_cli.tasks.push import PushOptions, prepare_push, push_target
 from mupscale_cli.tasks.reading import AS_STORED, Reading
 from mupscale_cli.tasks.source import Source, find_source
@@ -226,6 +226,7 @@ def _fetch(source: Source, chosen: WidenOptions, plan: Plan, target: Path) -> So
     """Download missing files of the source, before our progress bar starts: the Hub's client shows its own."""
     if missing := sum(source.downloads(chosen.state).values()):
         check_output(target, source.checkpoint.path, needed_bytes=plan.num_bytes, overwrite=chosen.overwrite)
+        require_class(source, plan, chosen)
         output.note(f"downloading {source.hub} ({output.bytes_text(missing)})")
     return source.fetched(chosen.state)
 
@@ -252,6 +253,7 @@ def _show_plan(
     if tensor is not None:
         explain.show_tensor(plan, tensor, as_json=as_json)
         return
+    require_class(source, plan, chosen)
     state = chosen.state
     planned = with_adapters(source.plan_files(plan, state), source.checkpoint, adapters)
     kinds = source.optimizer_kinds(plan, state)

@@ -15,6 +15,7 @@ from mupscale_cli.architecture.loading import load_recipe, matched_keys, matched
 from mupscale_cli.architecture.refusals import refusal_of
 from mupscale_cli.architecture.types import Recipe
 from mupscale_cli.checkpoints.reading import Checkpoint
+from mupscale_cli.engine.events import SILENT, Events
 from mupscale_cli.engine.memory import comparison_bytes
 from mupscale_cli.errors import MupscaleError, OutputError, PlanError, RecipeError, install_extra
 from mupscale_cli.infer.drafting import draft_for
@@ -30,6 +31,7 @@ from mupscale_cli.tasks.options import WidenOptions, called_with
 from mupscale_cli.tasks.recognition import fitting_recipes, identified_recipe, stored_config
 from mupscale_cli.tasks.source import Source, find_source
 from mupscale_cli.text import count_text, listed, shortened, shown
+from mupscale_cli.verification.early import require_fitting
 
 _MAX_NAMED = 5  # recipes in a message
 _MAX_REASON = 200  # characters of a reason in a message
@@ -241,6 +243,24 @@ def plan_shapes(source: Source, options: WidenOptions) -> tuple[Plan, ...]:
     _check_grown(plans[0], options.request, checkpoint)
     _log_reasons(plans[0])
     return plans
+
+
+def require_class(source: Source, plan: Plan, options: WidenOptions, events: Events = SILENT) -> bool:
+    """Refuse before the first byte what verification would find after the last: a class that does not fit the plan.
+
+    Args:
+        source: the source; only its headers are read.
+        plan: plan of its widening.
+        options: options of the widening. Without verification, nothing is imported or refused.
+        events: receive the progress.
+
+    Returns:
+        Whether the class fits; False if that is unknown.
+
+    Raises:
+        MupscaleError: the class refuses the wide config, or has other tensors than the plan.
+    """
+    return options.verify and require_fitting(source.checkpoint, plan, options.verification, events)
 
 
 def in_kind(plan: Plan, checkpoint: Checkpoint) -> Plan:

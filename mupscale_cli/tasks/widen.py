@@ -36,7 +36,7 @@ from mupscale_cli.tasks.adapters import plan_adapters
 from mupscale_cli.tasks.finished import find_changed_file, reason_to_write
 from mupscale_cli.tasks.modules import write_modules
 from mupscale_cli.tasks.options import WidenOptions, called_with
-from mupscale_cli.tasks.planning import output_path, plan_source, require_same_recipe
+from mupscale_cli.tasks.planning import output_path, plan_source, require_class, require_same_recipe
 from mupscale_cli.tasks.resume import resumable
 from mupscale_cli.tasks.source import Source, find_source
 from mupscale_cli.tasks.target import Target, companions_of, plan_target
@@ -135,6 +135,8 @@ def widen(checkpoint: str | Path | Source, call: WidenCall) -> Widened:
     if not source.is_local:  # refuse before the download what the headers suffice to refuse
         with _saying(why, path):
             check_output(path, source.checkpoint.path, needed_bytes=plan.num_bytes, overwrite=call.overwrite)
+        if call.ranks.is_first:
+            require_class(source, plan, call, call.events)
     source = source.fetched(call.state)
     output = _plan_output(source.checkpoint, plan, call, path)
     target = plan_target(path, output)
@@ -142,11 +144,12 @@ def widen(checkpoint: str | Path | Source, call: WidenCall) -> Widened:
     needed_bytes = 0 if call.resume else output.num_bytes
     with _saying(why, path):
         target.check(output.source.path, inputs, needed_bytes=needed_bytes, overwrite=call.overwrite)
+    fits = call.ranks.broadcast(require_class(source, plan, call, call.events) if call.ranks.is_first else None)
     require_unchanged(output.opened)  # since the plan was made
     files = call.ranks.broadcast(_hash_source(source, call.events) if call.ranks.is_first else None)
     origin = source.origin(path, plan.recipe)
     output = replace(output, record=make_record(plan, files, origin, __version__, output.fates))
-    outcome = _lead(output, target, call) if call.ranks.is_first else _follow(output, call)
+    outcome = _lead(output, target, call, fits=fits) if call.ranks.is_first else _follow(output, call)
     into_trainer = _into_trainer(output, path)
     return Widened(path, with_noise(plan, outcome.record["noise"]), *outcome, output.fates, into_trainer)
 
@@ -242,7 +245,7 @@ class _Outcome(NamedTuple):
     skipped: str | None
 
 
-def _lead(output: Output, target: Target, call: WidenCall) -> _Outcome:
+def _lead(output: Output, target: Target, call: WidenCall, *, fits: bool) -> _Outcome:
     """Run the first process: stage the output, write a share of it, verify the whole and publish it."""
     with resumable(output, target.path, call, resume=call.resume, events=call.events) as staging:
         record = write(output, call.ranks.broadcast(staging.journal), call.events, call.ranks, call.processes)
@@ -256,7 +259,7 @@ def _lead(output: Output, target: Target, call: WidenCall) -> _Outcome:
         }
         names = _write_companions(output, staging.content, call.events)
         record["others"] = {name: {"digest": segments_digest(staging.content / name)} for name in names}
-        verification, skipped = _verify(output.source, plan, staging.content, record, call)
+        verification, skipped = _verify(output.source, plan, staging.content, record, call, fits=fits)
         require_unchanged(output.opened)
         require_same_recipe(plan.recipe, output.source.config)
         record["verification"] = _as_record(verification)
@@ -342,7 +345,7 @@ def _write_schedules(output: Output, directory: Path) -> list[str]:
 
 
 def _verify(
-    source: Checkpoint, plan: Plan, directory: Path, record: dict[str, Any], call: WidenCall
+    source: Checkpoint, plan: Plan, directory: Path, record: dict[str, Any], call: WidenCall, *, fits: bool
 ) -> tuple[FunctionCheck | None, str | None]:
     """Verify the staged output; return the result, or why there is none.
 
@@ -366,9 +369,10 @@ def _verify(
     call.events.phase("verifying", 0)
     try:
         # Temporary files go into the staged folder, which is removed even if this fails.
-        return verify_checkpoints(source, staged, plan, call.verification, directory, events=call.events), None
+        function = verify_checkpoints(source, staged, plan, call.verification, directory, fits=fits, events=call.events)
     except CannotVerify as reason:
         return None, reason.text
+    return function, None
 
 
 def _as_record(function: FunctionCheck | None) -> recorded.Verification | None:

@@ -19,7 +19,7 @@ from mupscale_cli.verification.user_models import build_user_model, load_user_mo
 
 
 def choose_builders(
-    options: VerifyOptions, plan: Plan, *, is_streamed: bool = False
+    options: VerifyOptions, plan: Plan, *, is_streamed: bool = False, fits: bool = False
 ) -> tuple[Callable[[Checkpoint, Placement], nn.Module], Callable[[nn.Module, Checkpoint], Inputs]]:
     """Return a function that loads a model and one that makes its inputs, for a library's or a user-defined model.
 
@@ -27,13 +27,16 @@ def choose_builders(
         options: the user-defined model, if any, and the seed of the inputs.
         plan: plan of the widening.
         is_streamed: whether weights may stay in their file; see `build_reference_model`.
+        fits: whether it is known that the class has the checkpoints' sizes.
     """
     generator = torch.Generator().manual_seed(options.seed)
     if options.model is None:
 
         def load(checkpoint: Checkpoint, placement: Placement) -> nn.Module:
             names = plan.recipe.is_optional, plan.wrapping.plain
-            return build_reference_model(checkpoint, placement.dtype, placement.device, *names, is_streamed=is_streamed)
+            return build_reference_model(
+                checkpoint, placement.dtype, placement.device, *names, is_streamed=is_streamed, fits=fits
+            )
 
         return load, lambda model, checkpoint: reference_inputs(model, generator, checkpoint.library)
     module, build = load_user_module(options.model)

@@ -40,6 +40,7 @@ def verify_checkpoints(
     scratch_parent: Path | None = None,
     *,
     is_thorough: bool = False,
+    fits: bool = False,
     events: Events = SILENT,
 ) -> FunctionCheck:
     """Run two checkpoints on the same random inputs and compare their outputs.
@@ -55,13 +56,14 @@ def verify_checkpoints(
         options: data type, device, user-defined model and seed.
         scratch_parent: folder for temporary files. Default: the folder that contains the wide checkpoint.
         is_thorough: also run both models on inputs that reach more of them, as far as that is affordable; see `reach`.
+        fits: whether it is known that the class has the sizes of both; see `early.require_fitting`.
         events: receive the progress.
 
     Raises:
         CannotVerify: transformers, memory or disk space is lacking, or the model does not allow a comparison.
         VerifyError: a model cannot be built or run.
     """
-    compare = partial(_compare, narrow, wide, plan, options, scratch_parent, events, is_thorough=is_thorough)
+    compare = partial(_compare, narrow, wide, plan, options, scratch_parent, events, is_thorough=is_thorough, fits=fits)
     if options.model is None and can_stream(narrow):
         try:
             with one_thread():  # a product with a streamed weight has threads of its own; what remains is small
@@ -81,12 +83,13 @@ def _compare(
     *,
     is_thorough: bool,
     is_streamed: bool,
+    fits: bool,
 ) -> FunctionCheck:
     """Compare two checkpoints as `verify_checkpoints` does, with weights that stay in their file or whole ones."""
     placement = choose_placement(plan, options.dtype, options.device, is_streamed=is_streamed)
     dtype = placement.dtype
     _log.info("comparing in %s: the narrow model on %s, then the wide model", _name(dtype), placement)
-    load_model, make_inputs = choose_builders(options, plan, is_streamed=is_streamed)
+    load_model, make_inputs = choose_builders(options, plan, is_streamed=is_streamed, fits=fits)
     with torch.no_grad():
         model = load_model(narrow, placement)
         inputs = make_inputs(model, narrow)

@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import copy
 import logging
 import math
-from collections.abc import Callable, Collection, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
-from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 import torch
@@ -19,11 +18,11 @@ from torch.nn.modules.module import (
 )
 
 from mupscale_cli.architecture.wrappers import strip_wrappers
-from mupscale_cli.checkpoints.config import architecture_of, untagged
 from mupscale_cli.checkpoints.libraries import TRANSFORMERS, Library
 from mupscale_cli.checkpoints.reading import Checkpoint
 from mupscale_cli.errors import VerifyError
 from mupscale_cli.text import count_text, listed
+from mupscale_cli.verification.classes import model_class_of, read_config, without_data
 from mupscale_cli.verification.precision import everything_in
 from mupscale_cli.verification.result import CannotVerify
 from mupscale_cli.verification.stored import PlainName, as_directory, stored_tensors
@@ -32,21 +31,16 @@ from mupscale_cli.verification.transformers import import_transformers
 from mupscale_cli.verification.user_models import build_user_model
 
 _log = logging.getLogger(__name__)  # `--debug` shows it
-# What a model may be for, in the order in which classes whose parameters have the same names are chosen.
-_TASKS = (
-    "ForMaskedLM",
-    "ForCausalLM",
-    "ForSeq2SeqLM",
-    "ForImageTextToText",
-    "ForPreTraining",
-    "ForSequenceClassification",
-    "ForTokenClassification",
-    "ForQuestionAnswering",
-    "ForMultipleChoice",
-    "ForImageClassification",
-    "",
-)
 _COVERAGE = "mupscale_coverage"  # attribute of reference models
+# Arguments of `from_pretrained`; the other implementations lack float64.
+LOADING: Mapping[str, Any] = MappingProxyType(
+    {
+        "attn_implementation": "eager",
+        "experts_implementation": "eager",
+        "output_loading_info": True,
+        "ignore_mismatched_sizes": True,  # they are listed, and refused by their names and shapes
+    }
+)
 _SMALL_MODEL = 1 << 24  # elements: masks and tables of positions are buffers, which no checkpoint stores
 
 
@@ -59,8 +53,7 @@ def load_stored(
     **options: Any,
 ) -> Any:
     """Return what `from_pretrained` of a class returns for a checkpoint's config and tensors; see `stored_tensors`."""
-    with as_directory(checkpoint) as directory:
-        config = _read_config(transformers, model_class, directory)
+    config = read_config(transformers, model_class, checkpoint.config or {})
     if model_class is transformers.AutoModelForCausalLM:  # needs a folder
         model_class = transformers.MODEL_FOR_CAUSAL_LM_MAPPING[type(config)]
     return model_class.from_pretrained(
@@ -114,6 +107,7 @@ def build_reference_model(
     plain_name: PlainName = strip_wrappers,
     *,
     is_streamed: bool = False,
+    fits: bool = False,
 ) -> nn.Module:
     """Load a checkpoint with the library that it is for; returns the model in evaluation mode.
 
@@ -128,6 +122,7 @@ def build_reference_model(
         plain_name: returns the name that transformers knows for a stored tensor.
         is_streamed: whether the weights of a class of transformers may stay in their file; see `streamed`. Such a model
             cannot be trained.
+        fits: whether it is known that the class has the checkpoint's sizes; see `fitting`.
 
     Raises:
         CannotVerify: the library is not installed or does not have the class, or the checkpoint has no config.
@@ -150,11 +145,13 @@ def build_reference_model(
         return _build_natively(checkpoint, checkpoint.library, dtype, device, plain_name)
     if checkpoint.library.load is not None:
         _require_plain_names(checkpoint, plain_name, f"{checkpoint.library.name} reads the file")
-        return _load_natively(checkpoint, checkpoint.config, dtype, device)
-    return _load_with_transformers(checkpoint, checkpoint.config, dtype, device, is_optional, plain_name, is_streamed)
+        return _load_natively(checkpoint, checkpoint.config, dtype, device, fits=fits)
+    return _load_with_transformers(
+        checkpoint, checkpoint.config, dtype, device, is_optional, plain_name, is_streamed=is_streamed, fits=fits
+    )
 
 
-def _package(library: Library) -> Any:
+def package_of(library: Library) -> Any:
     """Import a library.
 
     Raises:
@@ -172,7 +169,7 @@ def _build_natively(
     checkpoint: Checkpoint, library: Library, dtype: torch.dtype, device: torch.device | None, plain_name: PlainName
 ) -> nn.Module:
     """Build a trainer's own model and load the weights into it."""
-    package = _package(library)
+    package = package_of(library)
 
     def build(config: dict[str, Any]) -> nn.Module:
         with everything_in(dtype):  # not while the weights are read, whose types the files determine
@@ -182,13 +179,14 @@ def _build_natively(
 
 
 def _load_natively(
-    checkpoint: Checkpoint, config: dict[str, Any], dtype: torch.dtype, device: torch.device | None
+    checkpoint: Checkpoint, config: dict[str, Any], dtype: torch.dtype, device: torch.device | None, *, fits: bool
 ) -> nn.Module:
     """Load a checkpoint as the users of its library do, from a folder of only its config and its weights."""
     library = checkpoint.library
     assert library.load is not None
-    package = _package(library)
-    _check_size(_blank(lambda: library.build(package, config)), checkpoint)
+    package = package_of(library)
+    if not fits:
+        _check_size(lambda: library.build(package, config), checkpoint)
     with as_directory(checkpoint, is_alone=True) as directory, everything_in(dtype):
         try:
             model = library.load(package, directory)
@@ -204,7 +202,9 @@ def _load_with_transformers(
     device: torch.device | None,
     is_optional: Callable[[str], bool],
     plain_name: PlainName,
+    *,
     is_streamed: bool,
+    fits: bool,
 ) -> nn.Module:
     """Load a checkpoint with transformers, with eager attention; its weights may stay in their file."""
     transformers = import_transformers(
@@ -213,33 +213,26 @@ def _load_with_transformers(
             "or give your own model with `--model module.py:build`"
         )
     )
-    model_class = _model_class(transformers, config, [*map(plain_name, checkpoint.tensors)])
-    blank = _blank(lambda: _empty_model(transformers, model_class, checkpoint))
-    _check_size(blank, checkpoint)
-    options = {
-        "dtype": dtype,
-        "attn_implementation": "eager",
-        "experts_implementation": "eager",
-        "output_loading_info": True,
-    }
+    model_class = model_class_of(transformers, config, [*map(plain_name, checkpoint.tensors)])
+    if not fits:
+        _check_size(lambda: model_class(read_config(transformers, model_class, config)), checkpoint)
     try:
-        with _creating_weights_in(dtype):
+        with _creating_weights_in(dtype), _keeping_frozen() as freeze:
             streamed = dtype if is_streamed else None
-            model, info = load_stored(transformers, model_class, checkpoint, plain_name, streamed, **options)
+            model, info = load_stored(
+                transformers, model_class, checkpoint, plain_name, streamed, dtype=dtype, **LOADING
+            )
     except Exception as error:  # tell the user that transformers raised it
         raise VerifyError(f"transformers cannot load `{checkpoint.path}`: {error}") from error
     built: nn.Module = model.eval()
     _compute_tables(built, dtype)
-    _freeze_like(blank, built)
+    freeze()
     missing = {name for name in info["missing_keys"] if is_optional(name) and _becomes_nan(built, name)}
-    for problem, names in (
-        ("missing keys", set(info["missing_keys"]) - missing),
-        ("mismatched keys", info["mismatched_keys"]),
-    ):
+    shapes = (f"{name} of {_text(stored)}, expected {_text(own)}" for name, stored, own in info["mismatched_keys"])
+    for problem, names in (("missing keys", {*info["missing_keys"]} - missing), ("mismatched keys", {*shapes})):
         if names:
             raise VerifyError(
-                f"`{checkpoint.path}` does not match {model_class.__name__}: "
-                f"{problem} {listed(sorted(map(str, names)), 3)}",
+                f"`{checkpoint.path}` does not match {model_class.__name__}: {problem} {listed(sorted(names), 3)}",
                 hint="check that config.json belongs to these weights",
             )
     setattr(built, _COVERAGE, Coverage(tuple(sorted(missing)), tuple(sorted(info["unexpected_keys"]))))
@@ -250,6 +243,10 @@ def _load_with_transformers(
                 buffer.data = buffer.data.to(dtype)
         return built
     return built.to(device=device, dtype=dtype)
+
+
+def _text(shape: Iterable[int]) -> str:
+    return "x".join(map(str, shape)) or "a single number"
 
 
 def _compute_tables(model: Any, dtype: torch.dtype) -> None:
@@ -277,48 +274,20 @@ def _becomes_nan(model: nn.Module, name: str) -> bool:
     return True
 
 
-def _read_config(transformers: Any, model_class: Any, directory: Path) -> Any:
-    """Read config.json as a class does; an automatic class has no config of its own."""
-    config_class = getattr(model_class, "config_class", None) or transformers.AutoConfig
-    return config_class.from_pretrained(directory, local_files_only=True, trust_remote_code=False)
-
-
-def _empty_model(transformers: Any, model_class: Any, checkpoint: Checkpoint) -> nn.Module:
-    with as_directory(checkpoint) as directory:
-        config = _read_config(transformers, model_class, directory)
-    model: nn.Module = model_class(config)
-    return model
-
-
-def _blank(build: Callable[[], nn.Module]) -> nn.Module | None:
-    """Build a model without data; None if that fails, since loading the model will tell why."""
-    try:
-        with torch.device("meta"):
-            return build()
-    except Exception as error:  # noqa: BLE001 (loading the model will tell)
-        _log.debug("the size of the model is unknown: %s", error)
-        return None
-
-
-def _freeze_like(blank: nn.Module | None, model: nn.Module) -> None:
-    """Freeze the parameters that the class of a model freezes; transformers forgets this when it loads weights."""
-    loaded = dict(model.named_parameters())
-    for name, parameter in blank.named_parameters() if blank is not None else ():
-        if not parameter.requires_grad and name in loaded:
-            loaded[name].requires_grad_(False)
-
-
-def _check_size(blank: nn.Module | None, checkpoint: Checkpoint) -> None:
+def _check_size(build: Callable[[], nn.Module], checkpoint: Checkpoint) -> None:
     """Refuse a config whose model is much larger than the checkpoint, before its memory is allocated.
 
     Args:
-        blank: the model without data; None if its size is unknown.
+        build: builds the model; if that fails, loading it will tell why.
         checkpoint: the checkpoint.
 
     Raises:
         VerifyError: the model has more than twice as many elements, parameters and buffers together.
     """
-    if blank is None:
+    try:
+        blank = without_data(build)
+    except Exception as error:  # noqa: BLE001 (loading the model will tell)
+        _log.debug("the size of the model is unknown: %s", error)
         return
     asked = sum(tensor.numel() for tensor in (*blank.parameters(), *blank.buffers()))
     stored = sum(math.prod(spec.shape) for spec in checkpoint.specs)
@@ -328,6 +297,31 @@ def _check_size(blank: nn.Module | None, checkpoint: Checkpoint) -> None:
             f"but the checkpoint has {count_text(stored)}",
             hint="config.json and the weights belong to different models; download or save the checkpoint again",
         )
+
+
+@contextmanager
+def _keeping_frozen() -> Iterator[Callable[[], None]]:
+    """Yield a function that freezes the parameters that a class freezes; transformers forgets this when it loads them.
+
+    A class builds its model without data, and loading replaces each parameter by one that has some.
+    """
+    frozen: list[tuple[nn.Module, str]] = []
+
+    def note(module: nn.Module, name: str, value: Tensor | None) -> None:
+        before = module._parameters.get(name)  # noqa: SLF001 (torch has no other name)
+        is_loaded = before is not None and before.is_meta and value is not None and not value.is_meta
+        if before is not None and is_loaded and not before.requires_grad:
+            frozen.append((module, name))
+
+    def freeze() -> None:
+        for module, name in frozen:
+            module.get_parameter(name).requires_grad_(False)
+
+    hook = register_module_parameter_registration_hook(note)
+    try:
+        yield freeze
+    finally:
+        hook.remove()
 
 
 @contextmanager
@@ -353,56 +347,3 @@ def _creating_weights_in(dtype: torch.dtype) -> Iterator[None]:
     finally:
         for hook in hooks:
             hook.remove()
-
-
-def _model_class(transformers: Any, config: dict[str, Any], names: Collection[str]) -> Any:
-    """Return the class that config.json names; or else the class with parameters of these names."""
-    own_code = " (mupscale does not run the checkpoint's own code, `auto_map`)" if config.get("auto_map") else ""
-    model_type = config.get("model_type")
-    if model_type is not None and str(model_type) not in transformers.CONFIG_MAPPING:
-        raise CannotVerify(
-            f"transformers {transformers.__version__} has no model type `{model_type}`{own_code}; "
-            "give your own model with `--model module.py:build`"
-        )
-    architecture = architecture_of(config)
-    if architecture is None:
-        return _class_by_names(transformers, config, frozenset(names))
-    model_class = getattr(transformers, architecture, None)
-    if not (isinstance(model_class, type) and issubclass(model_class, transformers.PreTrainedModel)):
-        raise CannotVerify(
-            f"transformers has no model class `{architecture}`, which config.json names{own_code}; "
-            "give your own model with `--model module.py:build`"
-        )
-    return model_class
-
-
-def _class_by_names(transformers: Any, config: dict[str, Any], names: frozenset[str]) -> Any:
-    """Return the class of a model type that has the fewest parameters other than those with some names.
-
-    Raises:
-        CannotVerify: transformers makes no model of this config.
-    """
-    if config.get("model_type") is None:
-        raise CannotVerify(
-            "config.json does not say which class builds this model",
-            hint="add `--model FILE:FUNCTION`, or a class of transformers as `architectures`",
-        )
-    try:
-        built = transformers.AutoConfig.for_model(**untagged(config))
-    except Exception as error:  # the config may be anything
-        raise CannotVerify(
-            f"config.json names no class in `architectures`, and transformers rejects it as a config of "
-            f"`{config['model_type']}`: {error}"
-        ) from error
-    best, fewest = None, math.inf
-    for task in _TASKS:
-        auto = getattr(transformers, f"AutoModel{task}")
-        if type(built) not in auto._model_mapping:  # noqa: SLF001 (it has no other name)
-            continue
-        with torch.device("meta"):
-            model = auto.from_config(copy.deepcopy(built))
-        if (different := len(names ^ {name for name, _ in model.named_parameters()})) < fewest:
-            best, fewest = type(model), different
-    if best is None:
-        raise CannotVerify("config.json names no class in `architectures`; add it")
-    return best

@@ -5,7 +5,7 @@ from __future__ import annotations
 import importlib
 import importlib.util
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -15,6 +15,7 @@ from torch import nn
 
 from mupscale_cli.architecture.wrappers import strip_wrappers
 from mupscale_cli.checkpoints.reading import Checkpoint
+from mupscale_cli.dtypes import TensorSpec
 from mupscale_cli.errors import VerifyError
 from mupscale_cli.files import require_plain
 from mupscale_cli.text import listed
@@ -61,9 +62,12 @@ def load_user_module(reference: str) -> tuple[ModuleType, Callable[[dict[str, An
 
 def user_config(checkpoint: Checkpoint) -> dict[str, Any]:
     """Return the argument for a user's `build`: config.json, or the shapes of the tensors if there is none."""
-    if checkpoint.config is not None:
-        return checkpoint.config
-    return {"shapes": {spec.name: list(spec.shape) for spec in checkpoint.specs}}
+    return stated_config(checkpoint.config, checkpoint.specs)
+
+
+def stated_config(config: Mapping[str, Any] | None, specs: Iterable[TensorSpec]) -> dict[str, Any]:
+    """Return a config; or the shapes of the tensors, by name, if there is none."""
+    return dict(config) if config is not None else {"shapes": {spec.name: list(spec.shape) for spec in specs}}
 
 
 def _convert(model: nn.Module, dtype: torch.dtype) -> None:

@@ -367,7 +367,11 @@ def test_a_verification_that_cannot_start_is_refused_before_the_first_byte(optio
 
 
 def test_an_output_is_kept_if_its_verification_fails(narrow, tmp_path):
-    (tmp_path / "net.py").write_text("def build(config):\n    raise ValueError('no')\n")
+    (tmp_path / "net.py").write_text(
+        "from transformers import LlamaConfig, LlamaForCausalLM\n\n\nclass Broken(LlamaForCausalLM):\n"
+        "    def forward(self, *_arguments, **_keywords):\n        raise ValueError('no')\n\n\n"
+        "def build(config):\n    return Broken(LlamaConfig.from_dict(config))\n"
+    )
     wide = str(tmp_path / "wide")
     failed = run("widen", str(narrow), "-f", "2", "-o", wide, "--model", str(tmp_path / "net.py") + ":build")
     assert failed.code == 2

@@ -189,7 +189,9 @@ def test_runs_publish_one_after_the_other(net, tmp_path):
 
 def test_an_output_that_appears_during_the_run_is_kept(net, tmp_path, monkeypatch):
     target = tmp_path / "wide.safetensors"
-    monkeypatch.setattr("mupscale_cli.tasks.widen._verify", lambda *_: (target.write_text("mine"), (None, "no"))[1])
+    monkeypatch.setattr(
+        "mupscale_cli.tasks.widen._verify", lambda *_, **__: (target.write_text("mine"), (None, "no"))[1]
+    )
     with pytest.raises(OutputExistsError):
         widen(net, target, 2)
     assert target.read_text() == "mine"

@@ -17,7 +17,7 @@ from mupscale_cli.record.reading import read_record
 from mupscale_cli.tasks.finished import reason_to_write
 from mupscale_cli.tasks.jobs.steps import JobPlan, PlannedStep, PushStep, Step, VerifyStep, WidenStep
 from mupscale_cli.tasks.jobs.verified import is_recorded
-from mupscale_cli.tasks.planning import comparison_memory, output_path, plan_source
+from mupscale_cli.tasks.planning import comparison_memory, output_path, plan_source, require_class
 from mupscale_cli.tasks.push import push_target
 from mupscale_cli.tasks.source import Source, find_source
 from mupscale_cli.tasks.space import disks, wide_state_bytes
@@ -25,7 +25,7 @@ from mupscale_cli.text import growth_factor
 
 
 def plan_job(steps: Sequence[Step], *, overwrite: bool = False) -> JobPlan:
-    """Plan a job from headers alone; write nothing and do not import torch.
+    """Plan a job from headers alone; write nothing. The classes of models that will be verified are built without data.
 
     A step may start from the output of an earlier one, whose plan describes it.
 
@@ -80,6 +80,8 @@ def _plan_widen(step: WidenStep, made: Mapping[Path, Plan], states: Mapping[Path
                 hint="replace it with `overwrite: true` in the step or with `--overwrite`, or choose another `output`",
             )
         check_output(target, source.checkpoint.path, needed_bytes=0, overwrite=True)
+    if why is not None:
+        require_class(source, plan, options)
     factors = " ".join(
         f"{axis.name}={growth_factor(axis.size, axis.wide_size, axis.factor)}" for axis in plan.axes if axis.ratio > 1
     )

@@ -35,11 +35,14 @@ def user_inputs(
         model: the model that was built.
 
     Raises:
-        VerifyError: the inputs cannot be inferred from the first layer.
+        VerifyError: the user's function fails, or the inputs cannot be inferred from the first layer.
     """
     make_inputs = getattr(module, "inputs", None)
     if callable(make_inputs):
-        values = make_inputs(config, generator)
+        try:
+            values = make_inputs(config, generator)
+        except Exception as error:  # the user's own code may raise anything
+            raise VerifyError(f"`inputs` of `--model` failed: {error!r}") from error
         if isinstance(values, Mapping):
             return Inputs((), dict(values), "inputs of the user's module")
         return Inputs(values if isinstance(values, tuple) else (values,), {}, "inputs of the user's module")
