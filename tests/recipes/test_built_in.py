@@ -172,6 +172,22 @@ def test_settings_that_a_recipe_does_not_cover_are_refused(case, setting, reason
         plan_widening(saved(case), factor=2, settings=setting)
 
 
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("case", "changes"),
+    [
+        ("Pix2Struct", {"tie_word_embeddings": True}),
+        ("Detr-objects", {"position_embedding_type": "learned"}),
+        ("ShieldGemma2-images", {"tie_word_embeddings": False}),
+    ],
+)
+def test_rare_switches_of_a_config_widen(case, changes, tmp_path):
+    settings = MODELS[case][2]
+    if "text_config" in settings and case.startswith("Shield"):
+        changes = {**changes, "text_config": {**settings["text_config"], **changes}}
+    widen_and_check(save_model(tmp_path / "narrow", case, dtype=torch.float64, **changes), tmp_path, 2)
+
+
 @pytest.mark.parametrize(
     ("case", "heads"),
     [("Swinv2-classifier", {"num_heads": [2, 2]}), ("Segformer-classifier", {"num_attention_heads": [1, 4]})],
