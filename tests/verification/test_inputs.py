@@ -141,6 +141,13 @@ def test_a_decoder_of_sound_gets_a_spectrogram_and_a_speaker(head):
     assert model(**inputs).spectrogram.shape[-1] == model.config.num_mel_bins
 
 
+def test_a_classifier_of_a_model_with_texts_reads_its_images_as_patches():
+    """SigLIP 2's classifier has the config of both parts."""
+    config = transformers.Siglip2Config(**MODELS["Siglip2-both"][2])
+    inputs = reference_inputs(transformers.Siglip2ForImageClassification(config), torch.Generator())
+    assert inputs.keywords["pixel_values"].shape[1] == config.vision_config.num_patches
+
+
 def test_other_kinds_of_inputs_cannot_be_verified():
     with pytest.raises(CannotVerify, match=r"states.*model="):
         reference_inputs(Stub("states"), torch.Generator())

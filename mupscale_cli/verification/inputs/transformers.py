@@ -34,7 +34,8 @@ def transformers_inputs(model: Any, generator: torch.Generator) -> Inputs:
     if grid is not None:
         return _encoder_inputs(model, reads, grid, generator)
     name = _input_name(model, config, reads)
-    if name == "pixel_values" and (patches := images_as_patches(config, reads, model.dtype, generator)):
+    vision = getattr(config, "vision_config", None) or config  # a class may read images alone of a model that has texts
+    if name == "pixel_values" and (patches := images_as_patches(vision, reads, model.dtype, generator)):
         return Inputs((), patches, f"{BATCH} random images as patches")
     if name not in _KINDS:
         raise unknown_kind(name)
