@@ -27,7 +27,8 @@ BARE = {
 }
 # Growth beyond whole copies of units, where a stream can hold fresh ones.
 UNEVEN = {
-    **dict.fromkeys(("ShieldGemma2-images", "Emu3-images"), {"text.embed": 1.5}),
+    "ShieldGemma2-images": {"text.embed": 1.5},
+    "Emu3-images": {"text.embed": 1.5},
     "ImageGPT": {"embed": 1.5, "h": 1.5},
     "Kyutai": {"embed": 1.5, "kv": 1.5},
     "UltraVBert": {"text.embed": 1.5},
@@ -64,8 +65,9 @@ def test_a_readout_that_shares_the_embedding_is_divided_by_the_copies_of_uneven_
 @pytest.mark.parametrize("name", cases(BARE))
 def test_states_that_no_readout_of_their_class_reads_are_not_divided(name, tmp_path):
     _, config_class, settings = MODELS[BARE[name]]
-    text = {"text_config": {**settings["text_config"], "tie_word_embeddings": True}} if "text_config" in settings else {}
-    config = getattr(transformers, config_class)(**{**settings, **text, "tie_word_embeddings": True})
+    tied = {"tie_word_embeddings": True}
+    parts = {key: {**settings[key], **tied} for key in settings.keys() & {"text_config"}}
+    config = getattr(transformers, config_class)(**{**settings, **parts, **tied})
     config._experts_implementation = "eager"
     randomize(getattr(transformers, name)(config).double()).save_pretrained(tmp_path / "narrow")
     assert json.loads((tmp_path / "narrow" / "config.json").read_text())["tie_word_embeddings"]
