@@ -10,14 +10,20 @@ from __future__ import annotations
 import copy
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import torch
 from torch import Tensor, nn
 
 from mupscale_cli.plan import TensorPlan
 from mupscale_cli.text import counted
-from mupscale_cli.verification.planned import FRESH_START, planned_change, planned_copies, planned_weight
+from mupscale_cli.verification.planned import (
+    FRESH_START,
+    planned_change,
+    planned_copies,
+    planned_gradient,
+    planned_weight,
+)
 from mupscale_cli.verification.precision import everything_in
 from mupscale_cli.verification.result import CannotVerify, StepComparison
 from mupscale_cli.verification.trainees import Loss, Start, make_trainee, take_step
@@ -35,6 +41,9 @@ class ExpectedParameter:
         allowed: largest absolute difference of a wide element that rounding explains.
         moved: how far an element has come in these steps, in the wide model's units.
         ignored: elements of the narrow parameter whose gradients have all been rounding errors.
+        zeros: other elements whose gradients have all been 0. Rounding errors may cancel there, but not in the wide
+            model.
+        gradient_rounding: by how much rounding may change a gradient of the narrow parameter; 0 if it changes none.
         has_rate: whether its learning rate is not 0.
         has_gradient: whether some element has a gradient that is more than a rounding error.
     """
@@ -44,12 +53,35 @@ class ExpectedParameter:
     allowed: float
     moved: float
     ignored: Tensor
+    zeros: Tensor
+    gradient_rounding: float
     has_rate: bool
     has_gradient: bool
 
     @property
     def trains(self) -> bool:
         return self.has_rate and self.has_gradient
+
+    @property
+    def is_uncertain(self) -> bool:
+        """Whether only the gradients of the wide parameter tell which of its elements cannot be compared."""
+        return self.gradient_rounding > 0 and bool(self.zeros.any())
+
+    def ignored_copies(self, gradients: Tensor | None) -> Tensor:
+        """Return a mask of the wide elements whose gradients are rounding errors, so that nothing can be compared.
+
+        A copy of an element without gradient is one of them if its own gradient is not 0 and no larger than rounding
+        explains.
+
+        Args:
+            gradients: the largest magnitude of each wide element's gradient in these steps; None if it has none.
+        """
+        found = planned_copies(self.tensor, self.ignored)
+        if gradients is None or not self.is_uncertain:
+            return found
+        rounding = torch.full(self.zeros.shape, self.gradient_rounding, dtype=torch.float64)
+        is_rounding = (gradients > 0) & (gradients <= planned_gradient(self.tensor, rounding))
+        return found | planned_copies(self.tensor, self.zeros) & is_rounding
 
 
 @dataclass
@@ -67,6 +99,12 @@ class Expected:
     loss_response: float = 0.0
     first: dict[str, ExpectedParameter] = field(default_factory=dict)
     last: dict[str, ExpectedParameter] = field(default_factory=dict)
+
+    @property
+    def uncertain(self) -> set[str]:
+        """The names of the wide parameters whose gradients tell which elements cannot be compared."""
+        steps = (self.first, self.last)
+        return {name for parameters in steps for name, each in parameters.items() if each.is_uncertain}
 
     @property
     def ignored(self) -> int:
@@ -111,6 +149,8 @@ def train_narrow(
                 allowed=factor * response,
                 moved=moved,
                 ignored=ignored,
+                zeros=history.zeros.cpu(),
+                gradient_rounding=history.rounding,
                 has_rate=rates.get(id(plain[source]), 0) != 0,
                 has_gradient=history.has_gradient,
             )
@@ -129,6 +169,11 @@ def train_narrow(
             if step == 0:
                 expected.first = expect()
     expected.last = expect()
+    # Rounding errors may all cancel in the first step, above all in a small parameter, and show their size later.
+    expected.first = {
+        name: replace(first, gradient_rounding=first.gradient_rounding or expected.last[name].gradient_rounding)
+        for name, first in expected.first.items()
+    }
     return expected
 
 
@@ -165,26 +210,48 @@ class GradientHistory:
         A gradient of 0 counts only if all gradients of the parameter are rounding errors, some of which cancel: the
         bias in front of a BatchNorm over two values has two gradients of opposite sign.
         """
-        is_small = self._largest <= self._factor * self._response
+        is_small = self._largest <= self.rounding
         return is_small if self._response and bool(is_small.all()) else is_small & (self._largest > 0)
 
     @property
     def has_gradient(self) -> bool:
         """Whether the gradient of some element is more than a rounding error."""
-        return bool((self._largest > self._factor * self._response).any())
+        return bool((self._largest > self.rounding).any())
+
+    @property
+    def zeros(self) -> Tensor:
+        """A mask of the other elements whose gradients have all been 0."""
+        return (self._largest == 0) & ~self.only_rounding
+
+    @property
+    def rounding(self) -> float:
+        """By how much rounding may change a gradient."""
+        return self._factor * self._response
 
 
-def compare_parameters(expected: Mapping[str, ExpectedParameter], parameters: Mapping[str, Tensor]) -> StepComparison:
-    """Compare all wide parameters; return the one whose difference exceeds what is allowed by the largest factor."""
-    comparisons = (_compare_parameter(name, expected[name], value) for name, value in parameters.items())
+def compare_parameters(
+    expected: Mapping[str, ExpectedParameter], parameters: Mapping[str, Tensor], gradients: Mapping[str, Tensor]
+) -> StepComparison:
+    """Compare all wide parameters; return the one whose difference exceeds what is allowed by the largest factor.
+
+    Args:
+        expected: what each parameter should be.
+        parameters: the wide parameters.
+        gradients: the largest magnitudes of the gradients of those that are `uncertain`.
+    """
+    comparisons = (
+        _compare_parameter(name, expected[name], value, gradients.get(name)) for name, value in parameters.items()
+    )
     return max(comparisons, key=lambda comparison: comparison.ratio)
 
 
-def _compare_parameter(name: str, expected: ExpectedParameter, wide: Tensor) -> StepComparison:
+def _compare_parameter(
+    name: str, expected: ExpectedParameter, wide: Tensor, gradients: Tensor | None
+) -> StepComparison:
     ideal = planned_weight(expected.tensor, expected.narrow)
     errors = (wide.detach().cpu() - ideal).abs()
-    if bool(expected.ignored.any()):
-        errors[planned_copies(expected.tensor, expected.ignored)] = 0
+    if bool(expected.ignored.any()) or expected.is_uncertain:
+        errors[expected.ignored_copies(gradients)] = 0
     scale = _largest(ideal) or 1.0
     return StepComparison(name, _largest(errors) / scale, expected.allowed / scale, expected.moved / scale)
 

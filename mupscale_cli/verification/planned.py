@@ -74,6 +74,11 @@ def planned_change(tensor: TensorPlan, change: Tensor) -> Tensor:
     return _expand(rescale(tensor, lambda c, _: c), change, torch.float64)
 
 
+def planned_gradient(tensor: TensorPlan, gradient: Tensor) -> Tensor:
+    """Compute the gradient of C R(W), in float64, if that of W is `gradient`: each copy's is 1/(m c) of it."""
+    return _expand(rescale(tensor, lambda c, m: 1 / (m * c)), gradient, torch.float64)
+
+
 def planned_copies(tensor: TensorPlan, narrow: Tensor) -> Tensor:
     """Compute R(W), the copies without any scale; masks are taken as numbers and returned as masks."""
     return _expand(rescale(tensor, lambda _c, _m: 1.0), narrow, torch.float64) > 0

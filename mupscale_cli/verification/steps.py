@@ -26,6 +26,9 @@ from mupscale_cli.verification.result import CannotVerify, TrainingVerification
 from mupscale_cli.verification.training import batch_loss, verify_training
 from mupscale_cli.verification.weights import unperturbed_checkpoint
 
+# What heads of transformers and diffusers return that they do not call logits.
+_PREDICTIONS = ("sample", "embeddings", "spectrogram", "predicted_depth", "reconstruction")
+
 
 def train_checkpoints(
     narrow: Checkpoint,
@@ -92,7 +95,7 @@ def train_checkpoints(
 
 
 def _logits(output: Any) -> Tensor:
-    """Return logits, a sample or embeddings, to compute a loss from. Hidden states depend on the width."""
-    if isinstance(output, Mapping) and not any("logits" in key or key in ("sample", "embeddings") for key in output):
+    """Return what a head predicts, to compute a loss from. Hidden states depend on the width."""
+    if isinstance(output, Mapping) and not any("logits" in key or key in _PREDICTIONS for key in output):
         raise VerifyError(f"the model has no head to train: it returns {', '.join(output)}")
     return output_tensor(output)

@@ -9,6 +9,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _BatchNorm
 
 from mupscale_cli.errors import VerifyError
 from mupscale_cli.optimizers.identity import Kinds, identify_all
@@ -81,9 +82,25 @@ def _as_float64(key: str, value: Any) -> Any:
     return value
 
 
+def _begin_step(model: nn.Module) -> None:
+    """Put a model into the mode of a training step: BatchNorm uses the batch. Dropout stays off, since it is random.
+
+    `train()` is called before every step, as a training loop does. A class drops there what it keeps only for
+    evaluation, such as the biases of LeViT's attention, and may leave a BatchNorm frozen. Flags alone then turn dropout
+    off: on a call of `eval()`, a class might merge weights or keep some.
+
+    What the model's class freezes, such as a table of sines, stays frozen.
+    """
+    model.train()
+    for module in model.modules():
+        if not isinstance(module, _BatchNorm):
+            module.training = False
+
+
 def take_step(trainee: Trainee, loss: Loss, step: int) -> float:
     """Take an optimizer step; return the loss before it."""
     try:
+        _begin_step(trainee.model)
         value = loss(trainee.model, step)
         trainee.optimizer.zero_grad()
         value.backward()  # type: ignore[no-untyped-call]

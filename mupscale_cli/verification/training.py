@@ -10,7 +10,6 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.nn.modules.batchnorm import _BatchNorm
 
 from mupscale_cli.engine.events import SILENT, Events
 from mupscale_cli.errors import VerifyError
@@ -73,7 +72,7 @@ def verify_training(
         VerifyError: a model cannot be trained, or the plan does not match the weights.
     """
     state, wide_state = (tree and tree.renamed(plan.wrapping.plain) for tree in (state, wide_state))
-    narrow = _prepared(load_narrow())
+    narrow = load_narrow()
     tensors = dict(narrow_tensors(without_noise(plan), narrow))
     groups = narrow_groups(state, _decays(narrow, tensors.values()))
     states: States = state.states if state else {}
@@ -98,28 +97,24 @@ def verify_training(
     del narrow, names
     free_unused(device)  # the wide model trains alone in memory
 
-    wide = _prepared(load_wide())
+    wide = load_wide()
     events.phase("training wide model", steps * count_weights(wide, events.advance))
     parameters = _wide_parameters(wide, tensors)
-    stored = list(start.differences)
-    for name, parameter in parameters.items():
-        tensor, source = tensors[name]
-        if not is_stored(tensor, initial[source], parameter):
-            stored.append(name)
-        parameter.data.copy_(planned_weight(tensor, initial[source]))
-        parameter.requires_grad_(parameter.requires_grad and not tensor.is_new)
+    stored = (*start.differences, *_start_as_planned(parameters, tensors, initial))
     initial.clear()
     parameters = {name: parameter for name, parameter in parameters.items() if name in trained}
     compared = {name: parameter for name, parameter in parameters.items() if name not in inexact}
     trainee = make_trainee(wide, Start(wide_groups, start.states, named))
     losses, first = [], None
+    gradients: dict[str, Tensor] = {}
     with everything_in(torch.float64):
         for step in range(steps):
             losses.append((expected.losses[step], take_step(trainee, loss, step)))
+            _collect_gradients(expected.uncertain, compared, gradients)
             if step == 0:
-                first = compare_parameters(expected.first, compared)
+                first = compare_parameters(expected.first, compared, gradients)
                 expected.first.clear()  # it takes as much memory as the narrow model
-    last = compare_parameters(expected.last, compared)
+    last = compare_parameters(expected.last, compared, gradients)
     result = TrainingVerification(
         steps=steps,
         optimizer=description,
@@ -130,7 +125,7 @@ def verify_training(
         weights=last,
         first_difference=next((c for c in (first, last) if c is not None and not c.agrees), None),
         ignored=expected.ignored,
-        stored_differences=tuple(stored),
+        stored_differences=stored,
         carried=wide_state is not None,
         start="carried state" if wide_state is not None else "a fresh start",
         frozen=tuple(plan.blocks),
@@ -140,17 +135,6 @@ def verify_training(
     if result.agrees:
         refuse_standstill({name: expected.last[name] for name in compared}, steps)
     return result
-
-
-def _prepared(model: nn.Module) -> nn.Module:
-    """Prepare a model for training: BatchNorm uses the batch. Dropout stays off, since it is random.
-
-    What the model's class freezes, such as a table of sines, stays frozen.
-    """
-    for module in model.modules():
-        if isinstance(module, _BatchNorm):
-            module.train()
-    return model
 
 
 def _decays(narrow: nn.Module, tensors: Iterable[tuple[TensorPlan, str]]) -> dict[str, bool]:
@@ -194,20 +178,47 @@ def _wide_parameters(wide: nn.Module, planned_names: Iterable[str]) -> dict[str,
     return found
 
 
+def _start_as_planned(
+    parameters: Mapping[str, nn.Parameter], tensors: Mapping[str, tuple[TensorPlan, str]], initial: Mapping[str, Tensor]
+) -> list[str]:
+    """Set the wide parameters to the planned weights and freeze new blocks; return the names of what differed."""
+    different = []
+    for name, parameter in parameters.items():
+        tensor, source = tensors[name]
+        if not is_stored(tensor, initial[source], parameter):
+            different.append(name)
+        parameter.data.copy_(planned_weight(tensor, initial[source]))
+        parameter.requires_grad_(parameter.requires_grad and not tensor.is_new)
+    return different
+
+
+def _collect_gradients(
+    names: Iterable[str], parameters: Mapping[str, nn.Parameter], gradients: dict[str, Tensor]
+) -> None:
+    """Keep the largest magnitudes of the gradients of some wide parameters, on the CPU, step by step."""
+    for name in names:
+        if name in parameters and (gradient := parameters[name].grad) is not None:
+            now = gradient.detach().abs().cpu()
+            gradients[name] = torch.maximum(gradients[name], now) if name in gradients else now
+
+
 def batch_loss(inputs: Callable[[nn.Module, int], Inputs], output: Callable[[Any], Tensor], seed: int) -> Loss:
     """Make a loss for any model: next-token cross-entropy if it has logits for each token, else a distance.
 
-    The tokens are those of the decoder, if there is one; the distance is that to random targets.
+    The tokens are those of the decoder, if there is one; the distance is that to random targets. A class that draws
+    random numbers even without dropout, such as SpeechT5's decoder of sound, draws the same in all models.
 
     Args:
         inputs: returns the inputs of a step, given the model.
         output: returns the tensor to compute the loss from, given a model's output.
-        seed: random seed of the targets.
+        seed: random seed of the targets and of what classes draw.
     """
 
     def loss(model: nn.Module, step: int) -> Tensor:
         batch = inputs(model, step)
-        result = output(model(*batch.arguments, **batch.keywords))
+        with torch.random.fork_rng():
+            torch.manual_seed(seed + step)
+            result = output(model(*batch.arguments, **batch.keywords))
         first = batch.arguments[0] if batch.arguments else None
         tokens: Any = next(
             (batch.keywords[key] for key in ("decoder_input_ids", "input_ids") if key in batch.keywords), first
