@@ -47,6 +47,8 @@ def require_fitting(narrow: Checkpoint, plan: Plan, options: VerifyOptions, even
     if options.model is None and (narrow.config is None or find_spec(narrow.library.name) is None):
         return False
     events.phase("building the class without data", 0)
-    from mupscale_cli.verification import fitting  # imports torch
+    from mupscale_cli.engine.threads import one_thread  # imports torch
+    from mupscale_cli.verification import fitting
 
-    return fitting.require_fitting(narrow, plan, options)
+    with one_thread():  # threads of torch would still exist when `widen` forks
+        return fitting.require_fitting(narrow, plan, options)

@@ -104,6 +104,7 @@ def test_summary_shows_before_and_after(saved, tmp_path):
     assert not any(line.endswith(" ") for line in result.out.splitlines())
     assert "\x1b" not in result.out + result.err
     assert result.err.splitlines() == [
+        "building the class without data",
         "hashing source (99.7 kB)",
         "widening (1.4 MB)",
         "reading back",

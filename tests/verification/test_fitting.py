@@ -192,7 +192,8 @@ def test_nothing_is_computing_when_processes_are_forked(folder):
         capture_output=True,
         text=True,
         check=False,
-        env={**os.environ, "PYTHONPATH": path},
+        # Torch may use several threads; those of numpy's OpenBLAS, which it stops before a fork, would count as well.
+        env={**os.environ, "PYTHONPATH": path, "OMP_NUM_THREADS": "2", "OPENBLAS_NUM_THREADS": "1"},
     )
     assert found.returncode == 0, found.stderr
     assert found.stdout.splitlines()[0] == "True 1"
