@@ -74,14 +74,16 @@ class WideContent:
 
 
 def scales_by_parameter(plan: Plan) -> Callable[[str], list[ScaledTensor]]:
-    """Return a function from an optimizer's parameter name to the widened tensors of that parameter."""
+    """Return a function from an optimizer's parameter name to the widened tensors of that parameter.
+
+    A parameter that the checkpoint may lack, and lacks, has none: it is frozen and leaves its group. State for it is
+    refused elsewhere (`plan_state`).
+    """
     names = ParameterNames(plan)
 
     def find(parameter: str) -> list[ScaledTensor]:
-        return [
-            ScaledTensor.of(tensor, names.wide_name(parameter, tensor))
-            for tensor in parameter_tensors(names, parameter)
-        ]
+        tensors = names.find(parameter) if names.may_lack(parameter) else parameter_tensors(names, parameter)
+        return [ScaledTensor.of(tensor, names.wide_name(parameter, tensor)) for tensor in tensors]
 
     return find
 

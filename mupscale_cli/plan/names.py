@@ -17,6 +17,7 @@ class ParameterNames:
         for tensor in (*plan.tensors, *plan.parameters):
             self._tensors[plan.wrapping.plain(tensor.source.name)].append(tensor)
         self._wrapping = plan.wrapping
+        self._is_optional = plan.recipe.is_optional
         self._saved_names = {plan.recipe.parameter_name(name): name for name in self._tensors}
         self._aliases: Mapping[str, tuple[str, ...]] = plan.recipe.aliases if plan.tie in ("fold", "config") else {}
         self._prefixes = tuple({prefix: None for words in plan.recipe.prefixes for prefix in words.values() if prefix})
@@ -47,6 +48,10 @@ class ParameterNames:
     def knows(self, parameter: str) -> bool:
         """Tell whether the checkpoint has the tensor of a parameter."""
         return self._spelling(parameter) is not None
+
+    def may_lack(self, parameter: str) -> bool:
+        """Tell whether a complete checkpoint may lack a parameter, such as a table of sines that the model computes."""
+        return self._is_optional(self.saved_name(self._wrapping.plain(parameter)))
 
     def wide_name(self, parameter: str, tensor: TensorPlan) -> str:
         """Return the name of a wide parameter, in the spelling of the narrow one."""

@@ -1,6 +1,7 @@
 """The wide model, with its carried state, takes the same optimizer steps as the narrow one."""
 
 import math
+import re
 from dataclasses import replace
 from pathlib import Path
 
@@ -12,6 +13,7 @@ from torch import nn
 
 from helpers import MODELS, build, randomize, save_model
 from mupscale_cli.checkpoints.reading import open_checkpoint
+from mupscale_cli.errors import PlanError
 from mupscale_cli.optimizers.rules.powers import Powers
 from mupscale_cli.optimizers.rules.rule import SAME
 from mupscale_cli.optimizers.rules.table import OPTIMIZERS as RULES
@@ -399,6 +401,25 @@ def test_what_a_class_freezes_is_not_trained(case, saved, tmp_path):
     assert not frozen & decayed_parameters(build(case)).keys()
     widen(saved(case), tmp_path / "wide", 2, verify=False)
     assert verify(tmp_path / "wide", dtype="float64", steps=2).training.agrees
+
+
+def test_a_frozen_table_that_no_checkpoint_has_leaves_its_group(tmp_path):
+    """`AdamW(model.parameters())` lists Marian's tables of sines, which are not saved, without a state."""
+    source = save_training(tmp_path / "narrow", "Marian-tied", "adamw")
+    table = "model.encoder.embed_positions.weight"
+    file = source / "optimizer.pt"
+    state = torch.load(file, weights_only=True)
+    (group,) = state["param_groups"]
+    assert table in group["param_names"]
+    widen(source, tmp_path / "wide", 2, verify=False)
+    check(verify(tmp_path / "wide", dtype="float64", steps=STEPS).training)
+    groups = torch.load(tmp_path / "wide" / "optimizer.pt", weights_only=True)["param_groups"]
+    frozen = {name for name in group["param_names"] if "embed_positions" in name}
+    assert {name for wide in groups for name in wide["param_names"]} == set(group["param_names"]) - frozen
+    number = group["param_names"].index(table)
+    torch.save({**state, "state": {**state["state"], number: state["state"][0]}}, file)
+    with pytest.raises(PlanError, match=f"has state for `{re.escape(table)}`, but the checkpoint has no"):
+        widen(source, tmp_path / "trained", 2, verify=False)
 
 
 def test_logits_of_a_decoder_are_compared_with_its_own_words():
