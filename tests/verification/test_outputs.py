@@ -89,9 +89,10 @@ def test_lists_with_an_entry_for_each_block_are_skipped_if_blocks_are_added():
     assert [found.what for found in compare_outputs(before, after, None)] == ["logits", "last"]
 
 
-def test_scores_that_both_models_hide_are_no_difference():
-    hidden = torch.tensor([1.0, -torch.inf])
+@pytest.mark.parametrize(("low", "shown"), [(-torch.inf, torch.inf), (torch.finfo(torch.float32).min, 1)])
+def test_scores_that_both_models_hide_are_no_difference(low, shown):
+    hidden = torch.tensor([1.0, low])
     before = {"logits": torch.ones(2), "scores": hidden, "empty": torch.zeros(0)}
-    for wide, difference in ((hidden, 0), (torch.tensor([2.0, -torch.inf]), 1), (torch.ones(2), torch.inf)):
+    for wide, difference in ((hidden, 0), (torch.tensor([2.0, low]), 1), (torch.ones(2), shown)):
         (_, found) = compare_outputs(before, {**before, "scores": wide}, None)
         assert (found.what, found.max_rel) == ("scores", difference)

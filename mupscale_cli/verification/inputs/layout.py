@@ -37,6 +37,9 @@ def layout_inputs(
     if "visual_embeds" in reads and hasattr(config, "visual_embedding_dim"):
         size = (*shape[:-1], _REGIONS, config.visual_embedding_dim)
         inputs["visual_embeds"] = torch.randn(size, generator=generator, dtype=torch.float64)
+        inputs["visual_attention_mask"] = torch.ones(size[:-1], dtype=torch.long)
+    if "region_to_phrase_position" in reads:
+        inputs["region_to_phrase_position"] = torch.randint(shape[-1], (*shape[:-1], _REGIONS), generator=generator)
     return inputs
 
 

@@ -63,6 +63,7 @@ def transformers_inputs(model: Any, generator: torch.Generator) -> Inputs:
                 raise
     if "pixel_values" in keywords and "input_ids" in keywords:
         keywords |= token_types(reads, config, keywords["input_ids"])
+    keywords |= _mask(reads, keywords)
     return Inputs((), keywords, description)
 
 
@@ -87,6 +88,11 @@ def _encoder_inputs(model: Any, reads: Mapping[str, Any], grid: str, generator: 
     return Inputs((), {name: values[name] for name in values if name in reads}, f"{BATCH} random images as patches")
 
 
+def _mask(reads: Mapping[str, Any], keywords: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Make a mask that hides no token, for classes that fail without one."""
+    return {"attention_mask": torch.ones_like(keywords["input_ids"])} if _MASKED & reads.keys() else {}
+
+
 def _beside_tokens(
     model: Any, config: Any, reads: Mapping[str, Any], tokens: Tensor, generator: torch.Generator
 ) -> dict[str, Tensor]:
@@ -101,6 +107,9 @@ def _beside_tokens(
         inputs["pixel_values"] = torch.stack(pixels, dim=1) if count > 0 else pixels[0]  # its other heads read one each
     return inputs
 
+
+# Arguments of classes that compute with the mask itself: BROS's Spade heads, VisualBERT's, BLIP-2's for retrieval.
+_MASKED = {"bbox_first_token_mask", "visual_embeds", "use_image_text_matching_head"}
 
 _KINDS: dict[str, Callable[[nn.Module, Any, torch.Generator], tuple[Tensor, str]]] = {
     "input_ids": lambda _, config, generator: config_tokens(config, generator),
