@@ -46,6 +46,7 @@ FURTHER = {
     "VisualBertForQuestionAnswering": ("VisualBert", {}),
     "VisualBertForVisualReasoning": ("VisualBert", {}),
     "VisualBertForRegionToPhraseAlignment": ("VisualBert", {}),
+    "MvpForCausalLM": ("Mvp-tied", {"use_prompt": True, "prompt_length": 5, "prompt_mid_dim": 12}),
     "Blip2ForImageTextRetrieval": ("Blip2-images", RETRIEVAL),
     "Blip2TextModelWithProjection": ("Blip2-images", RETRIEVAL),
     "Blip2VisionModelWithProjection": ("Blip2-images", RETRIEVAL),
