@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections import Counter
 from collections.abc import Callable
 from dataclasses import replace
@@ -30,7 +31,7 @@ def plan_or_advise(request: Request, plan: Callable[[Request], Plan], sizes_of: 
     try:
         return plan(request)
     except PlanError as error:
-        possible = _possible(request, plan, error)
+        possible = _possible(request, plan, error) or _whole(request, plan)
         if possible is not None:
             sizing = [] if sizes_of is None else [f"--to {sizes_of}"]
             error.hint = f"use `{' '.join([*sizing, *_options(possible)])}`" + _OTHERS * (request.factor is not None)
@@ -57,6 +58,14 @@ def _possible(request: Request, plan: Callable[[Request], Plan], error: PlanErro
             shorter = _with_common_factor(request, planned)
             return changed if shorter is None or not _is_planned(shorter, plan) else shorter
     return None
+
+
+def _whole(request: Request, plan: Callable[[Request], Plan]) -> Request | None:
+    """Return the request with the next whole factor, which needs no fresh units; None if that is no way out either."""
+    if request.factor is None or request.factor == math.ceil(request.factor):
+        return None
+    whole = replace(request, factor=Fraction(math.ceil(request.factor)))
+    return whole if _is_planned(whole, plan) else None
 
 
 def _with_common_factor(request: Request, planned: Plan) -> Request | None:

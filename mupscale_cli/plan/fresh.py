@@ -142,7 +142,7 @@ class FreshUnits:
         if norm is None:
             for stream in self.streams.keys() & {ref.name for ref in _refs(*layout.dims) if not ref.contracted}:
                 square *= self._eps_factor([stream]) / self.axes[stream].filled
-            for following in self._in_front.get(name, ()):
+            for following in () if _no_norm_follows(layout.powers) else self._in_front.get(name, ()):
                 if not following.axes <= self.streams.keys() and not _segments_of(layout, following.axes):
                     square *= self._in_front_square(following)
             return square
@@ -161,8 +161,8 @@ class FreshUnits:
         in_front = [norm for norm in self._in_front.get(name, ()) if not norm.axes <= self.streams.keys()]
 
         def scale(segment: Segment) -> float:
-            if any(power.of_size and power.exponent == 0 for power in segment.powers):
-                return 1.0  # marked: no norm follows on it
+            if _no_norm_follows(segment.powers):
+                return 1.0
             axes = {ref.name for ref in _refs(segment.dim) if not ref.contracted}
             return math.prod(_root(self._in_front_square(norm)) for norm in in_front if norm.axes <= axes)
 
@@ -378,6 +378,11 @@ def _is_marked(name: str, powers: Iterable[Power]) -> bool:
 def _refs(*dims: Dim) -> list[AxisRef]:
     """Return every mention of an axis in some dimensions."""
     return [ref for ref in axis_refs(Layout(dims, (), 0, (0, 0))) if isinstance(ref, AxisRef)]
+
+
+def _no_norm_follows(powers: Iterable[Power]) -> bool:
+    """Return whether `#a^0` marks a tensor or a segment as one that no norm behind its module reads."""
+    return any(power.of_size and power.exponent == 0 for power in powers)
 
 
 def _segments_of(layout: Layout, axes: frozenset[str]) -> bool:

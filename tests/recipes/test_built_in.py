@@ -38,7 +38,7 @@ SLOW |= image_text_experts.RARE | readers.RARE
 # Another head, name or tie of layers that are widened here; `test_hub_forms.test_other_heads` has all kinds of heads.
 SLOW |= {"Bert-pooler", "Bert-pretraining", "Roberta-classifier", "Roberta-tokens", "Bart-plain", "Bart-classifier"}
 SLOW |= {"T5-encoder", "Vilt-questions", "Vilt-retrieval", "Electra-discriminator", "Electra-classifier"}
-SLOW |= {"OPT-projected-classifier", "DebertaV2-classifier", "ViT-pooler", "ModernBert-classifier"}
+SLOW |= {"OPT-projected-classifier", "DebertaV2-classifier", "ViT-pooler", "ModernBert-classifier", "InternVL-norms"}
 SLOW |= {"DistilBert-classifier", "Camembert-tied", "MT5-gated", "DeepseekV2-lite", "Mixtral-tied", "Llava-siglip"}
 # Recipes that change a few lines of one that is widened here: relatives of Llama, Qwen3 and their mixtures of experts.
 SLOW |= {"Helium-tied", "HunYuanDenseV1-tied", "Jais2-tied", "GraniteSWA-tied", "Exaone-tied", "Ernie4_5-tied"}
@@ -115,6 +115,11 @@ def test_every_parameter_of_the_class_is_reached_by_a_tensor(case, saved):
     }
     missing = [name for name, p in model.named_parameters() if p.requires_grad and id(p) not in reached]
     assert not [name for name in missing if not name.endswith(decoders.UNNAMED)]
+
+
+def test_a_factor_of_a_norms_gain_does_not_stand_in_front_of_the_norm(saved, tmp_path):
+    """There the norm would undo it, except for its eps."""
+    widen_and_check(saved("InternVL-norms"), tmp_path, None, {"vision.embed": 2, "vision.d": 2})
 
 
 def test_axes_with_different_factors(saved, tmp_path):

@@ -106,6 +106,16 @@ MULTIMODAL: dict[str, tuple[str, str, dict[str, Any]]] = {
             "downsample_ratio": 0.5,
         },
     ),
+    "InternVL-norms": (
+        "InternVLForConditionalGeneration",
+        "InternVLConfig",
+        {
+            "text_config": {**TEXT, "model_type": "qwen3"},
+            "vision_config": {**VISION, "image_size": [32, 32], "patch_size": [8, 8], "use_qk_norm": True},
+            "image_token_id": 49,
+            "downsample_ratio": 0.5,
+        },
+    ),
     "SmolVLM-images": (
         "SmolVLMForConditionalGeneration",
         "SmolVLMConfig",
