@@ -9,6 +9,8 @@ from collections.abc import Mapping
 import torch
 from torch import Tensor
 
+from mupscale_cli.verification.result import LOWEST
+
 TOLERANCE = 1e-9
 _PREDICTED = re.compile(r"(?<!router_)logits|boxes")  # outputs that count classes or objects, which no width changes
 _MATCHED_VALUES = 256  # of a unit, which tell it from the others
@@ -30,12 +32,12 @@ def outputs_error(expected: Mapping[str, Tensor], actual: Mapping[str, Tensor]) 
 
 
 def relative_error(expected: Tensor, actual: Tensor) -> float:
-    """Return the largest difference over the largest finite value; infinity where only one is, or one is no number."""
+    """Return the largest difference over the largest value; infinity if others are hidden, or one is no number."""
     size = expected.abs().max().item() if expected.numel() else 0.0
-    if not math.isfinite(size):  # masked scores are minus infinity
-        finite = expected.isfinite()
-        masked = torch.equal(expected[~finite], actual[~finite])
-        return relative_error(expected[finite], actual[finite]) if masked else math.inf
+    if not size < -LOWEST:  # hidden scores are minus infinity or the lowest number
+        shown = expected.abs() < -LOWEST
+        masked = torch.equal(expected[~shown], actual[~shown])
+        return relative_error(expected[shown], actual[shown]) if masked else math.inf
     error = (expected - actual).abs().max().item() if expected.numel() else 0.0
     return error / size if size > 0 and math.isfinite(error / size) else (0.0 if error == 0 else math.inf)
 

@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
+import torch
 from torch import Tensor
 
 from mupscale_cli.errors import VerifyError
@@ -15,6 +16,11 @@ from mupscale_cli.verification.options import PARTS
 
 if TYPE_CHECKING:
     from mupscale_cli.record import types as recorded
+
+
+# Classes hide scores with the lowest number of a type; bfloat16's is the one nearest to 0 of those types that models
+# compute with here.
+LOWEST = torch.finfo(torch.bfloat16).min
 
 
 class CannotVerify(VerifyError):  # noqa: N818 (the checkpoint has no error)
@@ -404,15 +410,24 @@ class Verification:
         return {**self.as_record(), "function": self.function.as_document() if self.function else None}
 
 
+def _without_hidden(narrow: Tensor, wide: Tensor) -> tuple[Tensor, Tensor]:
+    if not bool(narrow.min() <= LOWEST):
+        return narrow, wide
+    is_hidden = (narrow <= LOWEST) & (narrow == wide)
+    return narrow.masked_fill(is_hidden, 0), wide.masked_fill(is_hidden, 0)
+
+
 def compare(what: str, narrow: Tensor, wide: Tensor) -> Comparison:
     """Compare two tensors of the same shape, in float64.
 
-    Tensors without elements, of different shapes, or with NaN or infinity are infinitely different.
+    Tensors without elements, of different shapes, or with NaN or infinity are infinitely different. Scores that both
+    hide with the lowest number of their type count as 0: beside them, every other difference would look like rounding.
     """
     if narrow.shape != wide.shape or not narrow.numel():
         return Comparison(what, math.inf, math.inf)
-    difference = float((narrow.double() - wide.double()).abs().max())
-    scale = float(narrow.double().abs().max())
+    expected, actual = _without_hidden(narrow.double(), wide.double())
+    difference = float((expected - actual).abs().max())
+    scale = float(expected.abs().max())
     if not (math.isfinite(difference) and math.isfinite(scale)):
         return Comparison(what, math.inf, math.inf)
     return Comparison(what, difference, difference / scale if scale else (0.0 if difference == 0 else math.inf))

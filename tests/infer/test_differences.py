@@ -52,4 +52,7 @@ def test_masked_scores_agree_where_both_are_masked():
     assert relative_error(scores, torch.tensor([1.0, -math.inf, 2.5])) == 0.25
     assert relative_error(scores, torch.tensor([1.0, 3.0, 2.0])) == math.inf
     assert relative_error(torch.tensor([1.0, 2.0]), torch.tensor([1.0, -math.inf])) == math.inf
+    low = torch.finfo(torch.float32).min
+    assert relative_error(torch.tensor([1.0, low, 2.0]), torch.tensor([1.0, low, 2.5])) == 0.25
+    assert relative_error(torch.tensor([1.0, low]), torch.tensor([1.0, 3.0])) == math.inf
     assert relative_error(torch.tensor([math.nan]), torch.tensor([math.nan])) == math.inf

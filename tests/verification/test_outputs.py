@@ -89,6 +89,18 @@ def test_lists_with_an_entry_for_each_block_are_skipped_if_blocks_are_added():
     assert [found.what for found in compare_outputs(before, after, None)] == ["logits", "last"]
 
 
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32, torch.float64])
+def test_a_difference_beside_hidden_logits_is_as_large_as_without_them(dtype):
+    """The lowest number of a type would make every other difference look like rounding."""
+    low = torch.finfo(dtype).min
+    logits = torch.tensor([2.0, low], dtype=dtype)
+    for wide, difference in ((logits, 0), (torch.tensor([3.0, low], dtype=dtype), 0.5)):
+        (found,) = compare_outputs({"logits": logits}, {"logits": wide}, None)
+        assert found.max_rel == difference
+    (found,) = compare_outputs({"logits": logits}, {"logits": torch.ones_like(logits)}, None)
+    assert found.max_rel >= 0.5
+
+
 @pytest.mark.parametrize(("low", "shown"), [(-torch.inf, torch.inf), (torch.finfo(torch.float32).min, 1)])
 def test_scores_that_both_models_hide_are_no_difference(low, shown):
     hidden = torch.tensor([1.0, low])
